@@ -1,0 +1,172 @@
+"""What ``monai.bundle run`` leaves unchecked: the command line, the bundle's folder, and plain error lines."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai_anomaly.exceptions import InputError
+
+__all__ = ["check_overrides", "check_run", "setup_process", "tell_results"]
+
+logger = logging.getLogger(__name__)
+
+# Arguments of `monai.bundle.run` itself, and those that MONAI's experiment tracking reads from the command line.
+_RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
+_TRACKING_ARGUMENTS = {"tracking_uri", "experiment_name", "run_name", "save_execute_config"}
+
+
+def check_run(bundle_root: str | Path, **required: Any) -> None:
+    """Refuse a run that could only go wrong later or, worse, go wrong unseen.
+
+    Called first by every config. Errors of the input then end the program with one line and exit code 1.
+
+    Args:
+        bundle_root: must be the folder of a bundle (hold ``configs/metadata.json``).
+        **required: options that must be given, by name.
+
+    Raises:
+        InputError: for a wrong ``bundle_root``, a missing option, or an override that names nothing in the configs.
+    """
+    _install_error_line()
+    if _is_bundle_run(sys.argv):
+        _check_argv(sys.argv)
+    if not (Path(bundle_root) / "configs" / "metadata.json").is_file():
+        raise InputError(
+            f"bundle_root {bundle_root}", "not a bundle: it has no configs/metadata.json", "Pass --bundle_root FOLDER."
+        )
+    for name, value in required.items():
+        if value is None:
+            raise InputError(f"--{name}", "is not given", f"Pass --{name} PATH.")
+
+
+def setup_process(seed: int, backend: str | None = None) -> None:
+    """Seed everything once and, under torchrun, join the other processes.
+
+    Args:
+        seed: of the run.
+        backend: of ``torch.distributed``; None for a single process.
+    """
+    from monai.utils import set_determinism
+
+    set_determinism(seed)
+    if backend is not None:
+        import ignite.distributed as idist
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group(backend)
+        # ignite asks all processes at once or it waits for ever.
+        idist.sync()
+
+
+def tell_results(output_dir: str | Path) -> None:
+    """Print what an evaluated run found and where to look.
+
+    Args:
+        output_dir: of the run; holds ``metrics.json`` and ``predictions.csv``.
+    """
+    folder = Path(output_dir)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    most = max(rows, key=lambda row: float(row["anomaly_score"]))["case"]
+    figures = "; ".join(
+        f"{level} "
+        + ", ".join(f"{name} {metrics[level][name]:.3f}" for name in names if metrics[level][name] is not None)
+        for level, names in (("image", ("auroc", "ap")), ("pixel", ("auroc", "ap", "best_dice")))
+    )
+    print(
+        f"""
+{len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).
+Research use only, not for diagnosis. Where to look:
+  {folder / "predictions.csv"}  a score for each scan
+  {folder / "metrics.json"}  the figures above
+  {folder / "training" / "losses.png"}  the loss curves
+  {folder / most / "overview.png"}  the most anomalous scan; its anomaly_map.nii.gz opens in 3D Slicer
+  {folder / "models"}  the trained detector""",
+        flush=True,
+    )
+
+
+def check_overrides(overrides: Sequence[str], config: dict[str, Any], where: str) -> None:
+    """Refuse an override that names nothing.
+
+    Args:
+        overrides: ids such as ``dataset_dir`` or ``network_def#channels``.
+        config: the merged content of the config files.
+        where: the config files, for the message.
+
+    Raises:
+        InputError: for the first id that is neither in the config nor an argument of a component there.
+    """
+    for override in overrides:
+        at: Any = config
+        for part in override.replace("::", "#").split("#"):
+            if isinstance(at, dict) and part not in at and "_target_" in at:
+                break  # an argument of the component; a wrong one is refused when it is built
+            known = (
+                list(at) if isinstance(at, dict) else [str(i) for i in range(len(at))] if isinstance(at, list) else []
+            )
+            if part not in known:
+                near = difflib.get_close_matches(part, known, n=1)
+                hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(sorted(known))}."
+                raise InputError(f"--{override}", f"{part} names nothing in {where}", hint)
+            at = at[part] if isinstance(at, dict) else at[int(part)]
+
+
+def _is_bundle_run(argv: Sequence[str]) -> bool:
+    return Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1:2] == ["run"]
+
+
+def _check_argv(argv: Sequence[str]) -> None:
+    from monai.bundle import ConfigParser
+
+    given: dict[str, str] = {}
+    for i, argument in enumerate(argv):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            given[name] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+    arguments = dict(ConfigParser.load_config_files(_literal(given["args_file"]))) if "args_file" in given else {}
+    config_file = _literal(given["config_file"]) if "config_file" in given else arguments.get("config_file")
+    if config_file is None:
+        return
+    overrides = [name for name in [*arguments, *given] if name not in _RUN_ARGUMENTS and not name.startswith("_meta_")]
+    if "tracking" in given or "tracking" in arguments:
+        overrides = [name for name in overrides if name not in _TRACKING_ARGUMENTS]
+    names = [Path(f).name for f in ([config_file] if isinstance(config_file, str) else config_file)]
+    check_overrides(overrides, ConfigParser.load_config_files(config_file), " + ".join(names))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _install_error_line() -> None:
+    if getattr(sys.excepthook, "_of_monai_anomaly", False):
+        return
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                print(f"error: {cause}", file=sys.stderr)
+                return
+            cause = cause.__cause__ or cause.__context__
+        previous(kind, error, trace)
+
+    hook._of_monai_anomaly = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

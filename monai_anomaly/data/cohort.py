@@ -1,0 +1,545 @@
+"""Describing a cohort: which scans train, calibrate and test, from a datalist, a folder layout or a single scan."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+__all__ = ["Cohort", "content_hash", "load_cohort", "load_mask", "write_datalist"]
+
+Item = dict[str, Any]
+Sides = dict[str, list[Item]]
+
+SIDES = ("training", "calibration", "test")
+DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
+
+# Bytes from the middle of a file that tell most files of equal size apart without reading them whole.
+_PROBE_BYTES = 1 << 16
+# A mask's affine may differ from its scan's by this part of a voxel (headers store float32).
+_MASK_VOXELS = 1e-3
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The scans of a cohort by what they are for. No patient and no image is on two sides.
+
+    Each item is a dictionary: ``case`` (a name unique in the cohort, fit for files), ``image`` (absolute path, or a
+    list of them for several channels), ``patient``, ``label`` (0 normal, 1 abnormal, ``None`` unknown) and ``mask``
+    (absolute path of the lesions' outline, or ``None``); further keys of a datalist's items are kept.
+
+    Args:
+        root: the folder that cases are named from.
+        training: items to train on, all of label 0.
+        calibration: items to set thresholds on, all of label 0.
+        test: items to detect in.
+    """
+
+    root: Path
+    training: list[Item]
+    calibration: list[Item]
+    test: list[Item]
+
+
+def load_cohort(
+    source: str | Path, *, patient_regex: str | None = None, calibration_fraction: float = 0.2, seed: int = 0
+) -> Cohort:
+    """Describe the cohort that a file or folder holds.
+
+    Accepted are, tried in this order: a datalist JSON (sections ``training``, ``calibration``, ``test`` of items with
+    ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``; paths relative to its folder), a single scan
+    file, a folder with one such JSON named ``cohort.json``, ``datalist.json`` or ``dataset.json``, a folder
+    ``train/normal`` [, ``calibration/normal``], ``test/normal``, ``test/abnormal``, ``test/masks``, MVTec AD's layout
+    (``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans
+    are test items of unknown label. A folder with DICOM files counts as one scan.
+
+    The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
+    relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the
+    item itself, with one warning.
+
+    Args:
+        source: datalist, scan or folder.
+        patient_regex: regular expression with one group.
+        calibration_fraction: share (in [0, 1)) of the training patients that a folder layout without calibration scans
+            gives up for calibration: at least one where there are two. A datalist is taken as it stands.
+        seed: chooses these patients.
+
+    Returns:
+        The cohort, with absolute paths.
+
+    Raises:
+        InputError: where the source is missing, empty or broken, files are missing, a patient or an image's content is
+            on two sides, an item to train or calibrate on is abnormal, a normal item has a mask, two items have the
+            same case, or a patient cannot be told.
+
+    References:
+        P. Bergmann et al., "MVTec AD: A comprehensive real-world dataset for unsupervised anomaly detection", CVPR
+        2019, for its layout.
+    """
+    from monai_anomaly.data.dicom import is_dicom_folder
+
+    _check_fraction("calibration_fraction", calibration_fraction)
+    path = Path(os.path.abspath(source))
+    if not path.exists():
+        raise InputError(path, "no such file or folder", "Check the path.")
+    hold_out, single = False, False
+    if path.is_file() and path.suffix.lower() == ".json":
+        root, sides = path.parent, _read_datalist(path)
+    elif path.is_file() or is_dicom_folder(path):
+        root, sides, single = path.parent, _sides(test=[_item(path)]), True
+    else:
+        root = path
+        found = [path / name for name in DATALISTS if (path / name).is_file()]
+        if len(found) > 1:
+            names = " and ".join(file.name for file in found)
+            raise InputError(path, f"holds several datalists ({names})", "Name one of them.")
+        if found:
+            sides = _read_datalist(found[0])
+        elif layout := _read_layout(path):
+            sides, hold_out = layout, not layout["calibration"]
+        else:
+            sides = _sides(test=[_item(scan) for scan in _find_scans(path)])
+    _complete(root, sides, patient_regex, single)
+    if hold_out:
+        sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
+    cohort = Cohort(root=root, **sides)
+    _check(cohort, path)
+    return cohort
+
+
+def write_datalist(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    patient_regex: str | None = None,
+    calibration_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the datalist of a folder, to be looked at, corrected and given to :func:`load_cohort`.
+
+    A folder with training and test sides keeps them. Any other folder is taken as scans of normals and divided by
+    patient: first ``test_fraction`` of all patients, then ``calibration_fraction`` of the others.
+
+    Args:
+        folder: the folder of scans. A datalist that lies in it is not read.
+        output: the JSON file to write; one that exists is replaced.
+        patient_regex: as in :func:`load_cohort`.
+        calibration_fraction: share (in [0, 1)) of the patients not in the test that calibrate.
+        test_fraction: share (in [0, 1)) of the patients to test on; only for a folder without a test side.
+        seed: chooses the patients.
+
+    Returns:
+        What was written: ``name`` and the sections ``training``, ``calibration`` and ``test``; paths are relative to
+        the JSON's folder where the file system allows it.
+
+    Raises:
+        InputError: as :func:`load_cohort` does, or where ``test_fraction`` is given for a folder with a test side.
+    """
+    from monai_anomaly.writers.tables import write_json
+
+    _check_fraction("calibration_fraction", calibration_fraction)
+    _check_fraction("test_fraction", test_fraction)
+    root, output = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
+    if not root.is_dir():
+        raise InputError(root, "no such folder", "Check the path.")
+    sides = _read_layout(root)
+    if sides is None:
+        sides = _sides(training=[_item(scan, label=0) for scan in _find_scans(root)])
+        _complete(root, sides, patient_regex, False)
+        sides["training"], sides["test"] = _hold_out(sides["training"], test_fraction, seed)
+    elif test_fraction > 0:
+        raise InputError(root, "has a test side, so test_fraction does not apply", "Leave test_fraction out.")
+    else:
+        _complete(root, sides, patient_regex, False)
+    if not sides["calibration"]:
+        sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
+    _check(Cohort(root=root, **sides), root)
+    datalist = {"name": root.name, **{side: [_relative(item, output.parent) for item in sides[side]] for side in SIDES}}
+    write_json(output, datalist)
+    return datalist
+
+
+def content_hash(image: str | Sequence[str]) -> str:
+    """SHA-256 of what a scan's files hold, whatever they are called.
+
+    Args:
+        image: path of a file or DICOM folder, or a list of them.
+
+    Returns:
+        64 hexadecimal digits. For one file, the digest of its bytes; for a folder, of the sorted digests of its files;
+        for a list of several, of their digests in turn.
+
+    Raises:
+        InputError: where a file cannot be read.
+    """
+    paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
+    digests = []
+    for path in paths:
+        if path.is_dir():
+            parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
+            digests.append(sha256("".join(parts).encode()).hexdigest())
+        else:
+            digests.append(_file_hash(path))
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
+def load_mask(path: str | Path, reference: MetaTensor) -> np.ndarray:
+    """Read the lesions' outline of a scan.
+
+    Args:
+        path: NIfTI or DICOM volume, or picture. Voxels above 0 are lesion; in PNG and JPEG pictures those above half of
+            the number range (127 of 8 bits), so that compression noise is none.
+        reference: the scan as loaded, (C, X, Y, Z) with ``meta["scan_kind"]``.
+
+    Returns:
+        bool, (X, Y, Z); (rows, columns, 1) for pictures.
+
+    Raises:
+        InputError: where the mask cannot be read, differs from the scan in shape, lies elsewhere (by more than 1e-3
+            of a voxel in any column of the affine), or holds values of which none reaches half of the range.
+    """
+    from monai_anomaly.transforms.load import read_voxels, scan_suffix
+
+    voxels = read_voxels(path)
+    shape, expected = voxels.array.shape[1:], tuple(reference.shape[1:])
+    scan = reference.meta.get("filename_or_obj", "its scan")
+    remedy = "Save the mask on the grid of its scan."
+    if voxels.scan_kind != reference.meta.get("scan_kind", voxels.scan_kind):
+        raise InputError(path, f"is a {voxels.scan_kind}, unlike its scan {scan}", remedy)
+    if shape != expected:
+        raise InputError(path, f"the mask has shape {shape} and its scan {scan} {expected}", remedy)
+    if voxels.scan_kind == "volume":
+        # In the scan's voxels the mask's affine must be the identity.
+        away = np.linalg.solve(reference.affine.numpy().astype(np.float64), voxels.affine) - np.eye(4)
+        if np.abs(away).max() > _MASK_VOXELS:
+            problem = f"the mask's affine differs from that of its scan {scan} by {np.abs(away).max():.3g} voxels"
+            raise InputError(path, problem, remedy)
+    array = voxels.array
+    suffix = scan_suffix(path).lower()
+    threshold = 0.0
+    if suffix in (".png", ".jpg", ".jpeg"):
+        threshold = np.iinfo(np.uint8 if array.dtype == np.uint8 else np.uint16).max / 2
+        if suffix == ".png" and array.any() and not (array > threshold).any():
+            problem = f"the mask's largest value is {array.max():g}, below half of the range"
+            raise InputError(path, problem, "Save lesions as the largest value (255).")
+    return np.asarray((array > threshold).any(axis=0))
+
+
+def _sides(**given: list[Item]) -> Sides:
+    return {side: given.get(side, []) for side in SIDES}
+
+
+def _item(image: Path, label: int | None = None, mask: Path | None = None) -> Item:
+    return {"image": str(image), "label": label, "mask": None if mask is None else str(mask)}
+
+
+def _files(item: Item) -> list[str]:
+    """The files and DICOM folders of an item's channels."""
+    image = item["image"]
+    return [image] if isinstance(image, str) else image
+
+
+def _check_fraction(option: str, fraction: float) -> None:
+    if not 0 <= fraction < 1:
+        raise InputError(option, f"is {fraction}", "Give a number from 0 up to, but not including, 1.")
+
+
+def _find_scans(folder: Path) -> list[Path]:
+    """All scans below a folder, sorted; a folder with DICOM files is one. Hidden files and folders are passed over."""
+    from monai_anomaly.data.dicom import is_dicom_folder
+    from monai_anomaly.transforms.load import scan_suffix
+
+    def refuse(error: OSError) -> None:
+        raise InputError(error.filename, f"the folder cannot be read ({error.strerror})", "Check its permissions.")
+
+    scans: list[Path] = []
+    for name, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(sub for sub in folders if not sub.startswith("."))
+        if is_dicom_folder(name):
+            scans.append(Path(name))
+        else:
+            scans += [Path(name, file) for file in files if scan_suffix(file) and not file.startswith(".")]
+    return sorted(scans)
+
+
+def _read_layout(root: Path) -> Sides | None:
+    """The sides of a folder with ``train/normal`` or ``train/good``, without patients; ``None`` for other folders."""
+    if (root / "train" / "normal").is_dir():
+        training = _labelled(root / "train" / "normal", 0) + _labelled(root / "train" / "abnormal", 1)
+        calibration = _labelled(root / "calibration" / "normal", 0) + _labelled(root / "calibration" / "abnormal", 1)
+        test = _labelled(root / "test" / "normal", 0)
+        test += _masked(root / "test" / "abnormal", root / "test" / "masks", "")
+    elif (root / "train" / "good").is_dir():
+        training, calibration = _labelled(root / "train" / "good", 0), []
+        test = _labelled(root / "test" / "good", 0)
+        kinds = sorted(kind for kind in (root / "test").iterdir() if kind.is_dir()) if (root / "test").is_dir() else []
+        for kind in kinds:
+            if kind.name != "good":
+                test += _masked(kind, root / "ground_truth" / kind.name, "_mask")
+    else:
+        return None
+    if not training:
+        raise InputError(root / "train", "holds no scan", "Put the scans of normals there.")
+    return _sides(training=training, calibration=calibration, test=test)
+
+
+def _labelled(folder: Path, label: int) -> list[Item]:
+    return [_item(scan, label) for scan in _find_scans(folder)] if folder.is_dir() else []
+
+
+def _masked(folder: Path, masks: Path, ending: str) -> list[Item]:
+    """Abnormal scans with the masks that bear their stem and the ending; a mask of no scan is refused."""
+    items = _labelled(folder, 1)
+    by_stem: dict[str, Path] = {}
+    for mask in _find_scans(masks) if masks.is_dir() else []:
+        stem = _stem(mask)
+        if stem in by_stem:
+            raise InputError(mask, f"has the same stem as {by_stem[stem].name}", "Leave one mask for each scan.")
+        by_stem[stem] = mask
+    for item in items:
+        mask_path = by_stem.pop(_stem(Path(item["image"])) + ending, None)
+        item["mask"] = None if mask_path is None else str(mask_path)
+    if by_stem:
+        mask = next(iter(by_stem.values()))
+        raise InputError(mask, f"no scan in {folder} belongs to this mask", "Name masks as their scans.")
+    return items
+
+
+def _stem(path: Path) -> str:
+    """The name without its scan suffix."""
+    from monai_anomaly.transforms.load import scan_suffix
+
+    return path.name.removesuffix(scan_suffix(path))
+
+
+def _read_datalist(path: Path) -> Sides:
+    """The sections of a datalist, with absolute paths that exist."""
+    try:
+        datalist = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        problem = f"is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise InputError(path, problem, "Correct that line.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"cannot be read ({error})", "Save it again as UTF-8 text.") from error
+    if not isinstance(datalist, dict):
+        raise InputError(path, "is no datalist: the outermost value is no object", f"Give it the sections {SIDES}.")
+    sides = _sides()
+    for side in SIDES:
+        section = datalist.get(side, [])
+        if not isinstance(section, list):
+            raise InputError(path, f"section {side} is no list", "Write it as a list of items.")
+        sides[side] = [_read_item(path, f"{side}[{i}]", entry, side) for i, entry in enumerate(section)]
+    items = [item for side in SIDES for item in sides[side]]
+    named = [file for item in items for file in (*_files(item), *([item["mask"]] if item["mask"] else []))]
+    missing = [file for file in named if not os.path.exists(file)]
+    if missing:
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(path, f"{len(missing)} of {len(named)} files are missing ({listed})", "Correct the paths.")
+    return sides
+
+
+def _read_item(path: Path, where: str, entry: Any, side: str) -> Item:
+    """One checked item of a datalist. Training and calibration items are normal unless they say otherwise."""
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    images = entry.get("image") if isinstance(entry, dict) else None
+    several = isinstance(images, list)
+    if not images or not all(isinstance(image, str) and image for image in (images if several else [images])):
+        raise InputError(path, f"{where} has no image", "Give each item an image: a path or a list of paths.")
+    label, mask = entry.get("label"), entry.get("mask")
+    if label not in (None, 0, 1):
+        raise InputError(path, f"{where} has label {label!r}", "Labels are 0 (normal) and 1 (abnormal).")
+    if mask is not None and not isinstance(mask, str):
+        raise InputError(path, f"{where} has a mask that is no path", "Give one path, or leave the mask out.")
+    case = entry.get("case")
+    if case is not None and (not isinstance(case, str) or case != Path(case).name or "\\" in case):
+        raise InputError(path, f"{where} has case {case!r}", "A case must be fit for a file name.")
+    absolute = [os.path.abspath(path.parent / image) for image in (images if several else [images])]
+    item = dict(entry)
+    item["image"] = absolute if several else absolute[0]
+    item["label"] = (None if side == "test" else 0) if label is None else int(label)
+    item["mask"] = None if not mask else os.path.abspath(path.parent / mask)
+    return item
+
+
+def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool) -> None:
+    """Give each item its case and its patient."""
+    pattern = None
+    if patient_regex is not None:
+        try:
+            pattern = re.compile(patient_regex)
+        except re.error as error:
+            problem = f"{patient_regex!r} is no regular expression ({error})"
+            raise InputError("patient_regex", problem, "Correct it.") from error
+        if pattern.groups < 1:
+            raise InputError("patient_regex", f"{patient_regex!r} has no group", "Put the patient in parentheses.")
+    table = None if single else _read_patients(root / "patients.csv")
+    assumed = 0
+    for item in (item for side in SIDES for item in sides[side]):
+        first = Path(_files(item)[0])
+        inside = first.is_relative_to(root)
+        relative = first.relative_to(root) if inside else first
+        short = relative if inside else Path(*first.parts[-2:])
+        if item.get("case") is None:
+            item["case"] = "__".join((*short.parts[:-1], _stem(short)))
+        if item.get("patient") not in (None, ""):
+            item["patient"] = str(item["patient"])
+        elif table is not None and (patient := table.get(relative.as_posix())):
+            item["patient"] = patient
+        elif pattern is not None:
+            match = pattern.search(relative.as_posix())
+            if match is None or not match.group(1):
+                raise InputError(first, f"patient_regex {patient_regex!r} finds no patient in its path", "Correct it.")
+            item["patient"] = match.group(1)
+        elif table is not None:
+            raise InputError(first, f"is not listed in {root / 'patients.csv'}", "Add it, relative to that folder.")
+        else:
+            item["patient"] = item["case"]
+            assumed += 1
+    if assumed and not single:
+        warnings.warn(
+            f"{root}: the patients of {assumed} scans are not known; each scan is taken as a patient of its own. Name "
+            "them in patients.csv (columns image, patient) or by patient_regex where patients have several scans.",
+            stacklevel=3,
+        )
+
+
+def _read_patients(path: Path) -> dict[str, str] | None:
+    """Patients by relative image path, ``None`` where there is no such table."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"image", "patient"} <= set(reader.fieldnames or ()):
+                raise InputError(path, "lacks the columns image and patient", "Name them in the first line.")
+            patients: dict[str, str] = {}
+            for row in reader:
+                image, patient = Path(row["image"] or "").as_posix(), (row["patient"] or "").strip()
+                if not patient or patients.setdefault(image, patient) != patient:
+                    problem = f"line {reader.line_num} names no patient, or another one than before, for {image!r}"
+                    raise InputError(path, problem, "Name one patient for each image.")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(path, f"cannot be read ({error})", "Save it as UTF-8 CSV.") from error
+    return patients
+
+
+def _hold_out(items: list[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Divide items by patient into those kept and those held out.
+
+    The patients are sorted before they are drawn, so the order of the items has no influence. At least one patient is
+    kept, and at least one is held out where there are two and the fraction is above 0.
+    """
+    patients = sorted({item["patient"] for item in items})
+    count = 0
+    if fraction > 0 and len(patients) > 1:
+        count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+    drawn = np.random.default_rng(seed).permutation(len(patients))[:count]
+    held = {patients[index] for index in drawn}
+    return [i for i in items if i["patient"] not in held], [i for i in items if i["patient"] in held]
+
+
+def _check(cohort: Cohort, source: Path) -> None:
+    """Refuse a cohort that is empty or would make results wrong."""
+    sides: Sides = {side: getattr(cohort, side) for side in SIDES}
+    if not any(sides.values()):
+        raise InputError(source, "holds no scan", "Give NIfTI files, pictures or folders of DICOM files.")
+    cases: dict[str, Item] = {}
+    patients: dict[str, str] = {}
+    for side, item in [(name, item) for name in SIDES for item in sides[name]]:
+        case, patient, first = item["case"], item["patient"], _files(item)[0]
+        if case in cases:
+            problem = f"{_files(cases[case])[0]} and {first} have the same case {case!r}"
+            raise InputError(source, problem, "Rename one of them.")
+        cases[case] = item
+        if item["label"] == 1 and side != "test":
+            raise InputError(first, f"is abnormal but in {side}", "Only normals train and calibrate: move it to test.")
+        if item["label"] == 0 and item["mask"] is not None:
+            raise InputError(first, f"is normal (label 0) but has the mask {item['mask']}", "Correct one of the two.")
+        if patients.setdefault(patient, side) != side:
+            problem = f"patient {patient!r} is in {patients[patient]} and in {side}"
+            raise InputError(source, problem, "Put all scans of a patient on one side.")
+    _check_content(sides, source)
+
+
+def _check_content(sides: Sides, source: Path) -> None:
+    """Refuse the same image on two sides, and warn of copies on one."""
+    alike: dict[tuple[int, bytes], dict[str, str]] = defaultdict(dict)
+    for side, file in _images(sides):
+        alike[_probe(Path(file))].setdefault(f"{side}\n{file}", file)
+    copies: dict[str, list[str]] = defaultdict(list)
+    for group in alike.values():
+        seen: dict[str, tuple[str, str]] = {}
+        for key, file in group.items() if len(group) > 1 else ():
+            side = key.partition("\n")[0]
+            digest = content_hash(file)
+            other, first = seen.setdefault(digest, (side, file))
+            if other != side:
+                problem = f"{first} ({other}) and {file} ({side}) are the same image"
+                raise InputError(source, problem, "Leave it on one side.")
+            if first != file:
+                copies[side].append(f"{file} = {first}")
+    for side, pairs in copies.items():
+        warnings.warn(f"{source}: {len(pairs)} images of {side} are copies of others ({pairs[0]}).", stacklevel=4)
+
+
+def _images(sides: Sides) -> Iterator[tuple[str, str]]:
+    for side in SIDES:
+        for item in sides[side]:
+            for file in _files(item):
+                yield side, file
+
+
+def _probe(path: Path) -> tuple[int, bytes]:
+    """Size and, for a file, some bytes from its middle: files that differ in either differ in content."""
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir() if file.is_file()), b""
+        size = path.stat().st_size
+        with path.open("rb") as opened:
+            opened.seek(max(0, (size - _PROBE_BYTES) // 2))
+            return size, sha256(opened.read(_PROBE_BYTES)).digest()
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
+
+
+def _relative(item: Item, folder: Path) -> Item:
+    """An item as it is written: paths relative to the datalist, no empty mask."""
+
+    def shorten(path: str) -> str:
+        try:
+            return Path(os.path.relpath(path, folder)).as_posix()
+        except ValueError:  # another drive of Windows
+            return path
+
+    image = item["image"]
+    written = {**item, "image": shorten(image) if isinstance(image, str) else [shorten(path) for path in image]}
+    if item["mask"] is None:
+        del written["mask"]
+    else:
+        written["mask"] = shorten(item["mask"])
+    return written

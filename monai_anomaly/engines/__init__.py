@@ -1,0 +1,24 @@
+"""How methods are trained, calibrated and run."""
+
+from __future__ import annotations
+
+from .detector_files import DetectorFiles, load_detector, save_detector
+from .inference import CohortEvaluator, StackInferer, calibrate, scan_loader
+from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
+from .stages import StageTrainer, train_stages
+from .training import DetectorTraining
+
+__all__ = [
+    "CohortEvaluator",
+    "DetectorFiles",
+    "DetectorTraining",
+    "ImageReconstructionTrainer",
+    "ProxyExtractionTrainer",
+    "StackInferer",
+    "StageTrainer",
+    "calibrate",
+    "load_detector",
+    "save_detector",
+    "scan_loader",
+    "train_stages",
+]

@@ -1,0 +1,136 @@
+"""The folder ``models/``: ``model.pt``, a plain ``state_dict``, and ``detector.json``, what it belongs to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_anomaly import networks
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.transforms import ScanPreprocessing
+from monai_anomaly.writers.atomic import atomic_path
+from monai_anomaly.writers.tables import write_json
+
+__all__ = ["DetectorFiles", "load_detector", "save_detector"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DetectorFiles:
+    """A detector and the preprocessing that it was trained with, rebuilt from its two files.
+
+    Attributes:
+        network: the detector, in eval mode on the CPU.
+        preprocessing: of the scans.
+        description: the content of ``detector.json``.
+    """
+
+    network: AnomalyDetector
+    preprocessing: ScanPreprocessing
+    description: dict[str, Any]
+
+
+def save_detector(
+    folder: str | Path, network: AnomalyDetector, preprocessing: ScanPreprocessing, training: dict[str, Any]
+) -> None:
+    """Write ``model.pt`` and ``detector.json``, each whole or not at all.
+
+    Args:
+        folder: the folder ``models``; made where it is missing.
+        network: the trained and calibrated detector.
+        preprocessing: what its slices were made with.
+        training: JSON-able facts on the training (data, hashes, epochs, seed).
+    """
+    from monai_anomaly import __version__
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(folder / "model.pt") as path:
+        torch.save(state, path)
+    write_json(
+        folder / "detector.json",
+        {
+            "format": _FORMAT,
+            "version": __version__,
+            "network": network.config,
+            "preprocessing": preprocessing.config,
+            "calibration_patients": int(network.calibration.scores.numel()),
+            "training": training,
+            "use": "Research use only, not for diagnosis.",
+        },
+    )
+
+
+def load_detector(folder: str | Path, time_point: int | None = None) -> DetectorFiles:
+    """Rebuild a detector from ``model.pt`` and ``detector.json``.
+
+    Args:
+        folder: the folder ``models``.
+        time_point: which volume of 4-D scans to read.
+
+    Returns:
+        The detector with its preprocessing.
+
+    Raises:
+        InputError: if a file is missing or unreadable, names an unknown network, or the two disagree (says where).
+    """
+    folder = Path(folder)
+    for name in ("detector.json", "model.pt"):
+        if not (folder / name).is_file():
+            raise InputError(folder / name, "no such file", "Train first, or name the output_dir of a training.")
+    described = folder / "detector.json"
+    try:
+        description = json.loads(described.read_text(encoding="utf-8"))
+        name, arguments = description["network"]["name"], description["network"]["arguments"]
+        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
+        if description["format"] != _FORMAT:
+            raise InputError(described, f"format {description['format']} is not {_FORMAT}", "Update the package.")
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
+    network = _build(described, name, arguments)
+    _load_state(folder / "model.pt", network)
+    return DetectorFiles(network.eval(), preprocessing, description)
+
+
+def _build(described: Path, name: str, arguments: dict[str, Any]) -> AnomalyDetector:
+    kind = getattr(networks, str(name), None)
+    # Only a detector of this package is ever made from a file's word.
+    if not (isinstance(kind, type) and issubclass(kind, AnomalyDetector)):
+        raise InputError(described, f"network {name!r} is unknown", "Update the package.")
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(described, f"the arguments of {name} do not fit it ({error})", "Train again.") from error
+
+
+def _load_state(path: Path, network: AnomalyDetector) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises a dozen types for a damaged file.
+        raise InputError(
+            path, f"not a readable state_dict ({type(error).__name__})", "Copy it again or train again."
+        ) from error
+    expected = network.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(path, "not a plain state_dict of tensors", "Train again.")
+    remedy = "model.pt and detector.json are of different detectors: copy both from one training."
+    for key in expected:
+        if key not in state:
+            raise InputError(path, f"disagrees with detector.json: {key} is missing", remedy)
+        if not key.startswith("calibration.") and state[key].shape != expected[key].shape:
+            found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
+            raise InputError(path, f"disagrees with detector.json: {key} has shape {found}, not {wanted}", remedy)
+    for key in state:
+        if key not in expected:
+            raise InputError(path, f"disagrees with detector.json: {key} is not part of the network", remedy)
+    network.load_state_dict(state)

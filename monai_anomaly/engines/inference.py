@@ -1,0 +1,351 @@
+"""From a trained detector to maps, masks and scores of a cohort, scan by scan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.engines.evaluator import Evaluator
+from monai.inferers import Inferer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from monai_anomaly.data.cohort import load_mask
+from monai_anomaly.data.slices import ScanDataset, describe_failure
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.metrics import PixelMetrics, image_metrics
+from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
+from monai_anomaly.transforms import ScanPreprocessing
+
+__all__ = ["CohortEvaluator", "StackInferer", "calibrate", "scan_loader"]
+
+logger = logging.getLogger(__name__)
+
+
+class StackInferer(Inferer):
+    """Runs a detector over a stack of slices in batches; its memory does not grow with their number.
+
+    Args:
+        batch_size: slices in one forward pass.
+        amp: mixed precision on a GPU.
+    """
+
+    def __init__(self, batch_size: int = 8, amp: bool = False) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        self.batch_size, self.amp = batch_size, amp
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> AnomalyOutput:
+        """Detect.
+
+        Args:
+            inputs: shape (C, H, W, S).
+            network: the detector, in eval mode.
+            tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration.
+
+        Returns:
+            Map (1, H, W, S), score (1,) and restoration (C, H, W, S). The score of a scan is that of its most
+            anomalous slice. A detector in three dimensions gets the stack whole.
+        """
+        device = next(network.parameters()).device
+        stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
+        restoration = stack.clone()
+        if network.spatial_dims == 3:
+            output = self._detect(network, stack[None].to(device))
+            anomaly_map.copy_(output.anomaly_map[0])
+            if output.restoration is not None:
+                restoration.copy_(output.restoration[0])
+            return AnomalyOutput(anomaly_map, output.anomaly_score.float().cpu(), restoration)
+        chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
+        scores = []
+        for index in chosen.split(self.batch_size):
+            output = self._detect(network, stack[..., index].movedim(-1, 0).contiguous().to(device))
+            anomaly_map[..., index] = output.anomaly_map.movedim(0, -1).float().cpu()
+            if output.restoration is not None:
+                restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
+            scores.append(output.anomaly_score.float().cpu())
+        return AnomalyOutput(anomaly_map, torch.cat(scores).max()[None], restoration)
+
+    def _detect(self, network: AnomalyDetector, batch: Tensor) -> AnomalyOutput:
+        with torch.autocast(batch.device.type, enabled=self.amp and batch.device.type == "cuda"):
+            return network.detect(batch)
+
+
+def scan_loader(
+    data: Sequence[dict[str, Any]] | ScanDataset, preprocessing: ScanPreprocessing | None = None, num_workers: int = 0
+) -> DataLoader:
+    """Scans one by one, in order; a scan that cannot be read comes as its error.
+
+    Args:
+        data: the cohort's items, or a ``ScanDataset``.
+        preprocessing: of the items.
+        num_workers: processes that read ahead.
+    """
+    dataset = data if isinstance(data, ScanDataset) else ScanDataset(data, preprocessing)
+    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
+
+
+def calibrate(
+    network: AnomalyDetector,
+    data: Sequence[dict[str, Any]],
+    preprocessing: ScanPreprocessing,
+    inferer: StackInferer | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> list[dict[str, str]]:
+    """Fit ``network.calibration`` on held-out normals: per patient the highest score and the highest map value.
+
+    Args:
+        network: the trained detector, on the device to run on.
+        data: the cohort's calibration items.
+        preprocessing: as in training.
+        inferer: how the detector is run.
+        num_workers: processes that read ahead.
+        progress: show a progress bar.
+
+    Returns:
+        The scans that could not be used, each ``{"case", "image", "error"}``.
+    """
+    from tqdm import tqdm
+
+    inferer = inferer or StackInferer()
+    network.eval()
+    scores: dict[str, float] = {}
+    maxima: dict[str, float] = {}
+    failures = []
+    loader = scan_loader(data, preprocessing, num_workers)
+    for entry in tqdm(loader, total=len(data), desc="calibration", unit="scan", disable=not progress):
+        item = entry["item"]
+        if "error" in entry:
+            failures.append({"case": item["case"], "image": str(item["image"]), "error": entry["error"]})
+            continue
+        output = inferer(entry["stack"], network, entry["tissue"])
+        native = preprocessing.to_scan(output.anomaly_map, entry["stack"])
+        patient = item["patient"]
+        scores[patient] = max(scores.get(patient, -np.inf), float(output.anomaly_score))
+        maxima[patient] = max(maxima.get(patient, -np.inf), float(native.max()))
+    network.calibration.fit(scores, maxima)
+    return failures
+
+
+class CohortEvaluator(Evaluator):
+    """Scores a cohort, writes what each case gives, and, asked for, evaluates against labels and masks.
+
+    One bad scan never stops the others: it is listed in ``failures.csv`` and makes ``finish`` exit with an error.
+
+    Args:
+        network: the detector, calibrated or not.
+        preprocessing: as in training.
+        val_data_loader: of a ``ScanDataset``.
+        output_dir: where the cases go.
+        device: where the detector runs.
+        inferer: how it is run.
+        alpha: rate of normal patients with any flagged voxel that the mask's threshold is set for.
+        evaluate: also write ``metrics.json``.
+        overview_slices: slices shown in a case's ``overview.png``.
+        val_handlers: MONAI or ignite handlers.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: if there is no scan, or the output folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        network: AnomalyDetector,
+        preprocessing: ScanPreprocessing,
+        val_data_loader: DataLoader,
+        output_dir: str | Path,
+        device: torch.device | str = "cpu",
+        inferer: StackInferer | None = None,
+        alpha: float = 0.05,
+        evaluate: bool = False,
+        overview_slices: int = 4,
+        val_handlers: Sequence[Any] | None = None,
+        progress: bool = True,
+    ) -> None:
+        from monai_anomaly.writers.atomic import ensure_writable
+
+        super().__init__(
+            device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, mode="eval", decollate=False
+        )
+        if not len(val_data_loader):
+            raise InputError(output_dir, "the cohort has no scan to read", "Give a folder, a file or a datalist.")
+        self.network = network.to(self.state.device)
+        self.preprocessing = preprocessing
+        self.output_dir = Path(output_dir)
+        self.inferer = inferer or StackInferer()
+        self.alpha, self.evaluate, self.overview_slices = alpha, evaluate, overview_slices
+        self.progress = progress
+        self.threshold = network.calibration.map_threshold(alpha)
+        self.rows: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
+        self.pixels = PixelMetrics()
+        ensure_writable(self.output_dir)
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Go through the cohort.
+
+        Args:
+            global_epoch: as in MONAI.
+        """
+        from tqdm import tqdm
+
+        patients = int(self.network.calibration.scores.numel())
+        if self.threshold is None:
+            needed = int(np.ceil(1.0 / self.alpha - 1e-9)) - 1
+            logger.warning(
+                f"no masks: the detector was calibrated on {patients} patient(s), a rate of {self.alpha} needs {needed}"
+            )
+        self.network.eval()
+        self._bar = tqdm(total=len(self.data_loader), desc="scans", unit="scan", disable=not self.progress)
+        try:
+            super().run(global_epoch)
+        finally:
+            self._bar.close()
+            self._write_tables()
+
+    def _iteration(self, engine: Any, entry: dict[str, Any]) -> dict[str, Any]:
+        item = entry["item"]
+        output: dict[str, Any] = {}
+        problem = entry.get("error")
+        if problem is None:
+            try:
+                output = self._score(entry)
+            except Exception as error:
+                # One bad scan must not stop the others; it is reported at the end.
+                problem = describe_failure(error)
+        if problem is not None:
+            self.failures.append({"case": item["case"], "image": str(item["image"]), "error": problem})
+            logger.error(f"{item['case']} failed: {problem}")
+        if len(self.rows) % 20 == 0:
+            self._write_tables()
+        self._bar.update()
+        return output
+
+    def _score(self, entry: dict[str, Any]) -> dict[str, Any]:
+        from monai_anomaly.writers.case import write_case
+        from monai_anomaly.writers.overview import draw_overview
+
+        item, scan, stack = entry["item"], entry["scan"], entry["stack"]
+        reference = None
+        if self.evaluate and item.get("mask") is not None:
+            reference = load_mask(item["mask"], scan)
+        output = self.inferer(stack, self.network, entry["tissue"])
+        anomaly_map = self.preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
+        restored = stack if output.restoration is None else output.restoration
+        restoration = self.preprocessing.to_scan(restored, stack, intensities=True).numpy()
+        mask = None if self.threshold is None else anomaly_map > self.threshold
+        folder = self.output_dir / item["case"]
+        _refuse_foreign(folder)
+
+        def overview(case: Path) -> None:
+            draw_overview(
+                case / "overview.png",
+                scan,
+                restoration,
+                anomaly_map,
+                mask,
+                slice_axis=self.preprocessing.config["slice_axis"],
+                reference_mask=reference,
+                num_slices=self.overview_slices,
+                title=item["case"],
+            )
+
+        write_case(
+            folder,
+            scan,
+            anomaly_map=anomaly_map,
+            restoration=restoration,
+            anomaly_mask=mask,
+            mask_description=self.mask_description,
+            also=overview if self.overview_slices else None,
+        )
+        score = float(output.anomaly_score)
+        image = item["image"] if isinstance(item["image"], str) else ";".join(item["image"])
+        self.rows.append(
+            {
+                "case": item["case"],
+                "image": image,
+                "patient": item["patient"],
+                "label": item.get("label"),
+                "anomaly_score": score,
+            }
+        )
+        if self.evaluate:
+            if reference is None and item.get("label") == 0:
+                reference = np.zeros(anomaly_map.shape, dtype=bool)
+            if reference is not None:
+                self.pixels.update(anomaly_map, reference)
+        return {"case": item["case"], "anomaly_score": score}
+
+    @property
+    def mask_description(self) -> str:
+        """What a mask's header says of it."""
+        if self.threshold is None:
+            return ""
+        n = int(self.network.calibration.scores.numel())
+        return f"map > {self.threshold:.5g}: any voxel in <= {self.alpha:g} of normals (n={n})"
+
+    def _write_tables(self) -> None:
+        from monai_anomaly.writers.tables import write_csv
+
+        columns = ["case", "image", "patient", "label", "anomaly_score"]
+        write_csv(self.output_dir / "predictions.csv", self.rows, columns)
+        if self.failures:
+            write_csv(self.output_dir / "failures.csv", self.failures, ["case", "image", "error"])
+        else:
+            (self.output_dir / "failures.csv").unlink(missing_ok=True)
+
+    def metrics(self) -> dict[str, Any]:
+        """Image- and pixel-level metrics of the scans so far; undefined ones are None."""
+        image = image_metrics([row["label"] for row in self.rows], [row["anomaly_score"] for row in self.rows])
+        return {"image": image, "pixel": self.pixels.compute()}
+
+    def finish(self) -> dict[str, Any]:
+        """Write ``metrics.json`` where asked for, and report.
+
+        Returns:
+            The metrics, empty without ``evaluate``.
+
+        Raises:
+            SystemExit: if a scan failed; the message lists them.
+        """
+        from monai_anomaly.writers.tables import write_json
+
+        metrics: dict[str, Any] = {}
+        if self.evaluate:
+            metrics = self.metrics()
+            write_json(self.output_dir / "metrics.json", metrics)
+        logger.info(f"{len(self.rows)} scan(s) written to {self.output_dir}")
+        raise_for_failures(self.failures, self.output_dir / "failures.csv")
+        return metrics
+
+
+def raise_for_failures(failures: Sequence[dict[str, str]], listed: Path) -> None:
+    """End the program with an error where scans failed.
+
+    Args:
+        failures: each ``{"case", "image", "error"}``.
+        listed: the file that lists them too.
+
+    Raises:
+        SystemExit: with one line per failed scan.
+    """
+    if failures:
+        lines = "\n".join(f"  {failure['case']}: {failure['error']}" for failure in failures)
+        raise SystemExit(f"{len(failures)} scan(s) could not be used (also in {listed}):\n{lines}")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """A case's folder is replaced whole: never do that to one that holds anything else."""
+    if folder.exists() and not any(folder.glob("anomaly_map.*")):
+        raise InputError(
+            folder, "exists and holds something else than a result", "Choose another output_dir for the results."
+        )

@@ -1,0 +1,330 @@
+"""Training as a list of stages, each a MONAI trainer; resumable to the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import Trainer
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.networks import AnomalyDetector
+
+__all__ = ["StageTrainer", "first_process", "train_stages"]
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+class StageTrainer(Trainer):
+    """One stage of a detector's training; a method states ``training_step`` and ``validation_loss``.
+
+    Args:
+        network: the detector.
+        device: where the stage runs.
+        max_epochs: epochs of this stage.
+        train_data_loader: batches, dictionaries of tensors.
+        optimizers: by name; what they hold is checkpointed.
+        modules: by name, further networks of this stage (a discriminator); checkpointed too.
+        val_data_loader: held-out normals for the validation loss; watched only: nothing is chosen by it.
+        amp: mixed precision on a GPU.
+        train_handlers: MONAI or ignite handlers.
+    """
+
+    stage = "training"
+
+    def __init__(
+        self,
+        network: AnomalyDetector,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: DataLoader,
+        optimizers: dict[str, Optimizer],
+        modules: dict[str, nn.Module] | None = None,
+        val_data_loader: DataLoader | None = None,
+        amp: bool = False,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizers = dict(optimizers)
+        self.modules = dict(modules or {})
+        self.val_data_loader = val_data_loader
+        # Handlers attach before the stage is known to be run or skipped, which does them no harm.
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            amp=amp and torch.device(device).type == "cuda",
+            handlers=train_handlers,
+            decollate=False,
+        )
+
+    def training_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One optimiser step.
+
+        Args:
+            batch: tensors on the stage's device.
+
+        Returns:
+            Scalars: ``loss`` is the whole objective, ``error`` what ``validation_loss`` measures too.
+        """
+        raise NotImplementedError
+
+    def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean error of a batch of held-out normals, a scalar, with the network in eval mode."""
+        raise NotImplementedError
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+        batch = self.to_device(batchdata)
+        losses = self.training_step(batch)
+        if not torch.isfinite(losses["loss"]):
+            raise InputError(
+                self.stage,
+                f"the loss is not finite in epoch {engine.state.epoch}",
+                "Lower the learning rate or switch amp off.",
+            )
+        return {CommonKeys.LOSS: losses["loss"].detach(), **{k: v.detach() for k, v in losses.items() if k != "loss"}}
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a batch on the stage's device."""
+        device = self.state.device
+        return {k: v.to(device, non_blocking=self.non_blocking) for k, v in batch.items() if isinstance(v, Tensor)}
+
+    def autocast(self) -> torch.autocast:
+        """The context that a forward pass of this stage runs in."""
+        return torch.autocast(self.state.device.type, enabled=self.amp)
+
+    def optimise(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """Backward pass and step, scaled under mixed precision."""
+        optimizer.zero_grad(set_to_none=True)
+        if self.scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    def _parts(self) -> dict[str, Any]:
+        return {**self.optimizers, **self.modules}
+
+    def state_to_save(self) -> dict[str, dict[str, Any]]:
+        """What this stage needs besides the detector to go on."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_saved_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Take up what ``state_to_save`` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    @torch.no_grad()
+    def mean_validation_loss(self) -> float | None:
+        """The validation loss over all held-out slices, or None without any."""
+        if self.val_data_loader is None:
+            return None
+        self.network.eval()
+        total, count = 0.0, 0
+        for batchdata in self.val_data_loader:
+            batch = self.to_device(batchdata)
+            size = len(batch["image"])
+            total += float(self.validation_loss(batch)) * size
+            count += size
+        return total / count if count else None
+
+
+def distributed(module: nn.Module) -> nn.Module:
+    """The module, wrapped for gradients averaged over the processes where there are several."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # Each process keeps its own batch statistics; the first one's are saved.
+        return DistributedDataParallel(module, broadcast_buffers=False)
+    return module
+
+
+def train_stages(
+    stages: Sequence[StageTrainer],
+    network: AnomalyDetector,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    identity: dict[str, Any] | None = None,
+    resume: bool = True,
+    save_interval: int = 1,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Run the stages in order, keep their loss curves, and resume from the last checkpoint after a kill.
+
+    The random numbers of an epoch follow from the seed and the epoch alone, so that a run that was killed and resumed
+    ends with the weights of one that was not.
+
+    Args:
+        stages: in order.
+        network: the detector that they train.
+        folder: for ``checkpoint.pt``, ``losses.csv`` and ``losses.png``.
+        seed: of the whole run.
+        identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is refused.
+        resume: take up a checkpoint that is there; False starts anew.
+        save_interval: epochs between checkpoints.
+        progress: show a progress bar.
+
+    Returns:
+        The history: rows ``stage, epoch, steps, train_loss, val_loss, objective``.
+
+    Raises:
+        InputError: if the checkpoint there is of another run, or cannot be read.
+    """
+    folder = Path(folder)
+    fingerprint = hashlib.sha256(json.dumps(identity or {}, sort_keys=True, default=str).encode()).hexdigest()
+    run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, progress)
+    if resume:
+        run.load()
+    run.go()
+    return run.history
+
+
+class _StagedRun:
+    def __init__(
+        self,
+        stages: list[StageTrainer],
+        network: AnomalyDetector,
+        folder: Path,
+        seed: int,
+        fingerprint: str,
+        save_interval: int,
+        progress: bool,
+    ) -> None:
+        self.stages, self.network, self.folder = stages, network, folder
+        self.seed, self.fingerprint, self.save_interval, self.progress = seed, fingerprint, save_interval, progress
+        self.checkpoint = folder / "checkpoint.pt"
+        self.history: list[dict[str, Any]] = []
+        self.first_stage, self.first_epoch = 0, 0
+
+    def load(self) -> None:
+        if not self.checkpoint.is_file():
+            return
+        try:
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            if saved["fingerprint"] != self.fingerprint:
+                raise InputError(
+                    self.checkpoint,
+                    "the checkpoint there belongs to a run with other settings or other data",
+                    "Choose another output_dir, or start anew with --resume False.",
+                )
+            self.network.load_state_dict(saved["network"])
+            self.first_stage, self.first_epoch = saved["stage"], saved["epoch"]
+            if self.first_epoch:
+                self.stages[self.first_stage].load_saved_state(saved["state"])
+            self.history = [dict(row) for row in saved["history"]]
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                self.checkpoint,
+                f"the training checkpoint cannot be read ({type(error).__name__})",
+                "Delete it to start anew, or pass --resume False.",
+            ) from error
+
+    def save(self, stage: int, epoch: int) -> None:
+        from monai_anomaly.writers.atomic import atomic_path
+
+        trainer = self.stages[stage] if stage < len(self.stages) else None
+        saved = {
+            "fingerprint": self.fingerprint,
+            "stage": stage,
+            "epoch": epoch,
+            "network": self.network.state_dict(),
+            "state": {} if trainer is None or epoch == 0 else trainer.state_to_save(),
+            "history": self.history,
+        }
+        with atomic_path(self.checkpoint) as path:
+            torch.save(saved, path)
+
+    def go(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index in range(self.first_stage, len(self.stages)):
+            trainer = self.stages[index]
+            start = self.first_epoch if index == self.first_stage else 0
+            self._run_stage(index, trainer, start)
+            if first_process():
+                self.save(index + 1, 0)
+
+    def _run_stage(self, index: int, trainer: StageTrainer, start: int) -> None:
+        from tqdm import tqdm
+
+        if start >= trainer.state.max_epochs:
+            return
+        trainer.state.epoch = start
+        trainer.state.iteration = start * trainer.state.epoch_length
+        sums: dict[str, float] = {}
+        bar = tqdm(
+            total=trainer.state.max_epochs,
+            initial=start,
+            desc=trainer.stage,
+            unit="epoch",
+            disable=not self.progress or not first_process(),
+        )
+
+        def seed_epoch(engine: Any) -> None:
+            sums.clear()
+            # 2 ** 32 bounds the seeds of numpy's generators; stages are kept apart by a prime.
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            seed = (self.seed * 1_000_003 + index * 100_003 + engine.state.epoch * 101 + rank) % 2**32
+            torch.manual_seed(seed)
+            dataset: Any = getattr(trainer.data_loader, "dataset", None)
+            if hasattr(dataset, "set_random_state"):
+                dataset.set_random_state(seed)
+
+        def add_up(engine: Any) -> None:
+            for name, value in engine.state.output.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+
+        def close_epoch(engine: Any) -> None:
+            if first_process():
+                self._record(trainer, sums)
+                bar.set_postfix(loss=f"{self.history[-1]['train_loss']:.4g}", refresh=False)
+                if engine.state.epoch % self.save_interval == 0:
+                    self.save(index, engine.state.epoch)
+            bar.update()
+
+        removable = [
+            trainer.add_event_handler(Events.EPOCH_STARTED, seed_epoch),
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, add_up),
+            trainer.add_event_handler(Events.EPOCH_COMPLETED, close_epoch),
+        ]
+        try:
+            trainer.run()
+        finally:
+            bar.close()
+            for handler in removable:
+                handler.remove()
+
+    def _record(self, trainer: StageTrainer, sums: dict[str, float]) -> None:
+        from monai_anomaly.writers.curves import draw_loss_curves
+        from monai_anomaly.writers.tables import write_csv
+
+        steps = trainer.state.epoch_length
+        row = {
+            "stage": trainer.stage,
+            "epoch": trainer.state.epoch,
+            "steps": trainer.state.iteration,
+            "train_loss": sums["error"] / steps,
+            "val_loss": trainer.mean_validation_loss(),
+            "objective": sums[CommonKeys.LOSS] / steps,
+        }
+        self.history.append(row)
+        write_csv(self.folder / "losses.csv", self.history, list(row))
+        last = trainer.state.epoch == trainer.state.max_epochs
+        if last or trainer.state.epoch % 10 == 0:
+            draw_loss_curves(self.folder / "losses.png", self.history)

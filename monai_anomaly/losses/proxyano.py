@@ -1,0 +1,143 @@
+"""The losses of ProxyAno: Eq. 7 to 11."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["AdversarialLoss", "ImageReconstructionLoss", "SquaredErrorLoss"]
+
+
+class SquaredErrorLoss(nn.Module):
+    """``||prediction - target||_2^2`` of Eq. 7 to 10.
+
+    Args:
+        reduction: ``"mean"`` over all elements, or ``"sum"`` over the elements of an image and the mean over the batch.
+            The paper does not say which. The default is the mean: beside a sum over 65,536 pixels the adversarial
+            terms with their weight of 0.01 would vanish.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is 'mean' or 'sum', got {reduction!r}")
+        self.reduction = reduction
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss (a scalar) of two tensors of one shape (B, C, *spatial)."""
+        squared = (prediction - target) ** 2
+        return squared.mean() if self.reduction == "mean" else squared.flatten(1).sum(dim=1).mean()
+
+
+class AdversarialLoss(nn.Module):
+    """``E[log(1 - D(fake))] + E[log D(real)]``, with D's output given before its sigmoid.
+
+    Args:
+        saturating: the generator minimises ``log(1 - D(fake))``, as printed; False: it minimises ``-log D(fake)``,
+            which has the same fixed point and a gradient that does not vanish where D is sure.
+    """
+
+    def __init__(self, saturating: bool = True) -> None:
+        super().__init__()
+        self.saturating = saturating
+
+    def generator(self, fake: Tensor) -> Tensor:
+        """What the generator minimises, from D's logits of its output (any shape)."""
+        if self.saturating:
+            return F.logsigmoid(-fake).mean()  # log(1 - sigmoid(l)) = logsigmoid(-l)
+        return -F.logsigmoid(fake).mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """What the discriminator minimises: the negative of the printed sum."""
+        return -(F.logsigmoid(real).mean() + F.logsigmoid(-fake).mean())
+
+
+class ImageReconstructionLoss(nn.Module):
+    """Eq. 8 to 11.
+
+    Args:
+        lambda_g: weight of each adversarial term, 0.01 (Eq. 8).
+        lambda_global: 0.25 (section III-D).
+        lambda_local: 0.5 (section III-D).
+        reduction: see ``SquaredErrorLoss``.
+        saturating: see ``AdversarialLoss``.
+
+    Notes:
+        The terms E[log D(I)] do not depend on the generator: they stand in ``discriminator`` alone.
+    """
+
+    def __init__(
+        self,
+        lambda_g: float = 0.01,
+        lambda_global: float = 0.25,
+        lambda_local: float = 0.5,
+        reduction: str = "mean",
+        saturating: bool = True,
+    ) -> None:
+        super().__init__()
+        self.lambda_g, self.lambda_global, self.lambda_local = lambda_g, lambda_global, lambda_local
+        self.squared_error = SquaredErrorLoss(reduction)
+        self.adversarial = AdversarialLoss(saturating)
+
+    def forward(
+        self,
+        discriminator: Callable[[Tensor], Tensor],
+        image: Tensor,
+        reconstruction: Tensor,
+        repaired: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The generator's terms and their weighted sum.
+
+        Args:
+            discriminator: D, from images to logits.
+            image: I, shape (B, C, *spatial).
+            reconstruction: I-hat, of the predicted proxy.
+            repaired: I-hat', of the pseudo abnormal proxy; None trains without the repairing loss.
+            mask: M, shape (B, 1, *spatial), 1 where the patch was pasted; goes with ``repaired``.
+
+        Returns:
+            Scalars ``loss`` (Eq. 11) and ``rec`` (Eq. 8); with ``repaired`` ``global`` (Eq. 9) and ``local`` (Eq. 10).
+        """
+        terms = {"rec": self._term(discriminator, reconstruction, image)}
+        terms["loss"] = terms["rec"]
+        if repaired is not None and mask is not None:
+            terms["global"] = self._term(discriminator, repaired, image)
+            terms["local"] = self._term(discriminator, mask * repaired, mask * image)
+            terms["loss"] = terms["loss"] + self.lambda_global * terms["global"] + self.lambda_local * terms["local"]
+        return terms
+
+    def discriminator(
+        self,
+        discriminator: Callable[[Tensor], Tensor],
+        image: Tensor,
+        reconstruction: Tensor,
+        repaired: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What D minimises: the adversarial parts of Eq. 8 to 10 with the weights that they have in Eq. 11.
+
+        The common factor lambda_g is left out: Adam does not see it. Arguments as in ``forward``.
+        """
+        pairs = [(1.0, image, reconstruction)]
+        if repaired is not None and mask is not None:
+            pairs += [(self.lambda_global, image, repaired), (self.lambda_local, mask * image, mask * repaired)]
+        total = torch.zeros((), device=image.device)
+        for weight, real, fake in pairs:
+            if weight:
+                total = total + weight * self.adversarial.discriminator(
+                    discriminator(real), discriminator(fake.detach())
+                )
+        return total
+
+    def _term(self, discriminator: Callable[[Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
+        term = self.squared_error(output, target)
+        if self.lambda_g:
+            term = term + self.lambda_g * self.adversarial.generator(discriminator(output))
+        return term

@@ -1,0 +1,8 @@
+"""What is computed."""
+
+from __future__ import annotations
+
+from .detector import AnomalyDetector, AnomalyOutput
+from .nets import ProxyAno, ProxyExtractionModule
+
+__all__ = ["AnomalyDetector", "AnomalyOutput", "ProxyAno", "ProxyExtractionModule"]

@@ -1,0 +1,96 @@
+"""The contract that every method keeps."""
+
+# No postponed annotations here: TorchScript reads the fields of the NamedTuple.
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Optional
+
+from torch import Tensor, nn
+
+from monai_anomaly.calibration import ConformalCalibration
+
+__all__ = ["AnomalyDetector", "AnomalyOutput"]
+
+
+class AnomalyOutput(NamedTuple):
+    """What a detector says of a batch.
+
+    Attributes:
+        anomaly_map: shape (B, 1, *spatial), float, larger = more anomalous, on the grid of the input.
+        anomaly_score: shape (B,), float, larger = more anomalous.
+        restoration: shape (B, C, *spatial), what the detector takes for the normal version of the input, or None.
+    """
+
+    anomaly_map: Tensor
+    anomaly_score: Tensor
+    restoration: Optional[Tensor]  # noqa: UP045 (TorchScript)
+
+
+class AnomalyDetector(nn.Module, ABC):
+    """Base of all detectors.
+
+    All that a test image is compared against is a buffer, so that one ``state_dict`` is the whole detector. ``forward``
+    returns the anomaly map alone, for MONAI's inferers, export and verification.
+
+    Attributes:
+        config: ``{"name", "arguments"}``, the class and the arguments that the detector was made with.
+
+    Args:
+        spatial_dims: 2 (a volume goes slice by slice) or 3 (a volume goes whole).
+        in_channels: channels of the input image.
+        size_divisor: the spatial sizes of the input must be multiples of it.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "AnomalyDetector":
+        # Every detector remembers how it was made, so that a file can say how to make it again.
+        detector = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(detector, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = {k: list(v) if isinstance(v, tuple) else v for k, v in list(bound.arguments.items())[1:]}
+        object.__setattr__(detector, "config", {"name": cls.__name__, "arguments": arguments})
+        return detector
+
+    def __init__(self, spatial_dims: int, in_channels: int, size_divisor: int = 1) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims is 2 or 3, got {spatial_dims}")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.size_divisor = size_divisor
+        self.calibration = ConformalCalibration()
+
+    @abstractmethod
+    def detect(self, image: Tensor) -> AnomalyOutput:
+        """Map, score and restoration of a batch.
+
+        Args:
+            image: shape (B, C, *spatial), preprocessed as in training.
+
+        Returns:
+            The batch's ``AnomalyOutput``.
+
+        Raises:
+            ValueError: if the number of channels or the spatial size does not fit the network.
+        """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The anomaly map of a batch, shape (B, 1, *spatial); see ``detect``."""
+        return self.detect(image).anomaly_map
+
+    def check_input(self, image: Tensor) -> None:
+        """Refuse an input that the network would only fail on deep inside.
+
+        Args:
+            image: shape (B, C, *spatial).
+
+        Raises:
+            ValueError: says which of dimensions, channels and size does not fit.
+        """
+        if image.ndim != self.spatial_dims + 2:
+            raise ValueError(f"expected a batch of {self.spatial_dims}-D images (B, C, *spatial), got {image.shape}")
+        if image.shape[1] != self.in_channels:
+            raise ValueError(f"the network has {self.in_channels} input channel(s), the image {image.shape[1]}")
+        for size in image.shape[2:]:
+            if size < self.size_divisor or size % self.size_divisor != 0:
+                raise ValueError(f"image sides must be multiples of {self.size_divisor}, got {image.shape[2:]}")
