@@ -15,6 +15,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     JPEGLosslessSV1,
     MRImageStorage,
+    RLELossless,
     UltrasoundMultiFrameImageStorage,
     generate_uid,
 )
@@ -231,6 +232,13 @@ def test_missing_decoder_names_the_extra(tmp_path: Path) -> None:
         dataset.PixelData = encapsulate([bytes(100)])
     with pytest.raises(InputError, match=r'JPEG Lossless.*cannot be decoded.*pip install "monai-anomaly\[dicom\]"'):
         LoadScan()(write(tmp_path / "s", slices))
+
+
+def test_compressed_series(tmp_path: Path) -> None:
+    slices = series(PIXELS)
+    for dataset in slices:
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    np.testing.assert_array_equal(LoadScan()(write(tmp_path / "s", slices))[0].numpy(), PIXELS.T)
 
 
 def test_single_slice(tmp_path: Path) -> None:

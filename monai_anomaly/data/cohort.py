@@ -63,10 +63,10 @@ def load_cohort(
 
     Accepted are, tried in this order: a datalist JSON (sections ``training``, ``calibration``, ``test`` of items with
     ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``; paths relative to its folder), a single scan
-    file, a folder with one such JSON named ``cohort.json``, ``datalist.json`` or ``dataset.json``, a folder
-    ``train/normal`` [, ``calibration/normal``], ``test/normal``, ``test/abnormal``, ``test/masks``, MVTec AD's layout
-    (``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans
-    are test items of unknown label. A folder with DICOM files counts as one scan.
+    file or folder of one DICOM series, a folder with one such JSON named ``cohort.json``, ``datalist.json`` or
+    ``dataset.json``, a folder ``train/normal`` [, ``calibration/normal``], ``test/normal``, ``test/abnormal``,
+    ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<stem>_mask.png``), and
+    any other folder, all of whose scans are test items of unknown label. A folder with DICOM files counts as one scan.
 
     The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
     relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the

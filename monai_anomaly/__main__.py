@@ -1,0 +1,105 @@
+"""``python -m monai_anomaly``: write out the bundles, describe a cohort."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_anomaly import __version__
+from monai_anomaly.exceptions import InputError
+
+__all__ = ["bundles_folder", "main"]
+
+
+def bundles_folder() -> Path:
+    """Where the package's bundles lie: in the wheel, or beside the package in a checkout.
+
+    Raises:
+        InputError: if they are in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "_bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise InputError(package, "the bundles are missing", "Install the package again.")
+
+
+def write_bundles(destination: Path) -> list[Path]:
+    """Copy the bundles into a folder.
+
+    Args:
+        destination: made where it is missing.
+
+    Returns:
+        The bundles' folders.
+
+    Raises:
+        InputError: if one of them is there already.
+    """
+    written = []
+    for bundle in sorted(path for path in bundles_folder().iterdir() if (path / "configs").is_dir()):
+        target = destination / bundle.name
+        if target.exists():
+            raise InputError(target, "exists already", "Name another folder, or remove it first.")
+        shutil.copytree(bundle, target, ignore=shutil.ignore_patterns("output", "models", "__pycache__"))
+        written.append(target)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: without the program's name; None reads them from the process.
+
+    Returns:
+        The exit code: 0, or 1 after an error that was printed in one line.
+    """
+    parser = argparse.ArgumentParser(prog="python -m monai_anomaly", description="Research use only, not for diagnosis.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    bundles = commands.add_parser("bundles", help="write the bundles into a folder")
+    bundles.add_argument("destination", type=Path)
+
+    datalist = commands.add_parser("datalist", help="describe a folder of scans as a datalist, split by patient")
+    datalist.add_argument("folder", type=Path)
+    datalist.add_argument("-o", "--output", type=Path, required=True, help="the JSON to write")
+    datalist.add_argument("--patient-regex", help="its first group, found in a scan's path, is the patient")
+    datalist.add_argument("--calibration-fraction", type=float, default=0.2, help="share of normal patients held out")
+    datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
+    datalist.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "bundles":
+            for path in write_bundles(given.destination):
+                print(path)
+        else:
+            _write_datalist(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write_datalist(given: argparse.Namespace) -> None:
+    from monai_anomaly.data.cohort import write_datalist
+
+    written = write_datalist(
+        given.folder,
+        given.output,
+        patient_regex=given.patient_regex,
+        calibration_fraction=given.calibration_fraction,
+        test_fraction=given.test_fraction,
+        seed=given.seed,
+    )
+    for side in ("training", "calibration", "test"):
+        items = written.get(side, [])
+        print(f"{side}: {len(items)} scans of {len({item['patient'] for item in items})} patients")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
