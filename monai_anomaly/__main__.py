@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error that was printed in one line.
     """
-    parser = argparse.ArgumentParser(prog="python -m monai_anomaly", description="Research use only, not for diagnosis.")
+    parser = argparse.ArgumentParser(
+        prog="python -m monai_anomaly", description="Research use only, not for diagnosis."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .detector_files import DetectorFiles, load_detector, save_detector
 from .inference import CohortEvaluator, StackInferer, calibrate, scan_loader
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
-from .stages import StageTrainer, train_stages
+from .stages import StageTrainer, still_improving, train_stages
 from .training import DetectorTraining
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "load_detector",
     "save_detector",
     "scan_loader",
+    "still_improving",
     "train_stages",
 ]

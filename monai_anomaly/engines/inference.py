@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class StackInferer(Inferer):
             Map (1, H, W, S), score (1,) and restoration (C, H, W, S). The score of a scan is that of its most
             anomalous slice. A detector in three dimensions gets the stack whole.
         """
-        device = next(network.parameters()).device
+        device = next(itertools.chain(network.parameters(), network.buffers())).device
         stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
         restoration = stack.clone()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 
-__all__ = ["StageTrainer", "first_process", "train_stages"]
+__all__ = ["StageTrainer", "first_process", "still_improving", "train_stages"]
 
 
 def first_process() -> bool:
@@ -192,6 +192,29 @@ def train_stages(
         run.load()
     run.go()
     return run.history
+
+
+def still_improving(history: Sequence[dict[str, Any]], share: float = 0.2, least: float = 0.02) -> list[str]:
+    """The stages that were stopped while they still improved: under-trained ones.
+
+    Args:
+        history: what ``train_stages`` returns.
+        share: of a stage's epochs, at its end, that are compared with as many before them (at least one).
+        least: relative fall of the mean loss, validation where there is one, that counts as improving.
+
+    Returns:
+        The stages' names, in order.
+    """
+    names = list(dict.fromkeys(row["stage"] for row in history))
+    improving = []
+    for name in names:
+        rows = [row for row in history if row["stage"] == name]
+        losses = [row["train_loss"] if row["val_loss"] is None else row["val_loss"] for row in rows]
+        width = max(1, round(share * len(losses)))
+        last, before = losses[-width:], losses[-2 * width : -width]
+        if not before or sum(last) / len(last) < (1.0 - least) * sum(before) / len(before):
+            improving.append(name)
+    return improving
 
 
 class _StagedRun:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .detector import AnomalyDetector, AnomalyOutput
-from .nets import ProxyAno, ProxyExtractionModule
+from .nets import IntensityThreshold, ProxyAno, ProxyExtractionModule
 
-__all__ = ["AnomalyDetector", "AnomalyOutput", "ProxyAno", "ProxyExtractionModule"]
+__all__ = ["AnomalyDetector", "AnomalyOutput", "IntensityThreshold", "ProxyAno", "ProxyExtractionModule"]
