@@ -37,8 +37,11 @@ def write_bundles(destination: Path) -> list[Path]:
         The bundles' folders.
 
     Raises:
-        InputError: if one of them is there already.
+        InputError: if one of them is there already, or the folder cannot be written to.
     """
+    from monai_anomaly.writers.atomic import ensure_writable
+
+    ensure_writable(destination)
     written = []
     for bundle in sorted(path for path in bundles_folder().iterdir() if (path / "configs").is_dir()):
         target = destination / bundle.name

@@ -7,6 +7,7 @@ import csv
 import difflib
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Arguments of `monai.bundle.run` itself, and those that MONAI's experiment tracking reads from the command line.
 _RUN_ARGUMENTS = {"run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"}
 _TRACKING_ARGUMENTS = {"tracking_uri", "experiment_name", "run_name", "save_execute_config"}
+
+# How MONAI wraps what a component's constructor raised.
+_COMPONENT = re.compile(r"Failed to instantiate component '([^']+)'")
 
 
 def check_run(bundle_root: str | Path, **required: Any) -> None:
@@ -160,12 +164,17 @@ def _install_error_line() -> None:
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        for outer, cause in zip([None, *chain], chain):
             if isinstance(cause, InputError):
                 print(f"error: {cause}", file=sys.stderr)
                 return
-            cause = cause.__cause__ or cause.__context__
+            # A component that refuses a value was given a wrong option.
+            if isinstance(cause, ValueError) and (component := _COMPONENT.match(str(outer))):
+                print(f"error: {component[1]}: {' '.join(str(cause).split())}", file=sys.stderr)
+                return
         previous(kind, error, trace)
 
     hook._of_monai_anomaly = True  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ def conformal_quantile(scores: Tensor, alpha: float) -> float | None:
         raise ValueError(f"alpha is a rate between 0 and 1, got {alpha}")
     n = int(scores.numel())
     # The small term keeps (n + 1)(1 - alpha) = 19.000000000000004 at rank 19.
-    rank = math.ceil((n + 1) * (1.0 - alpha) - 1e-9)
+    rank = max(1, math.ceil((n + 1) * (1.0 - alpha) - 1e-9))
     if rank > n:
         return None
     return float(scores.flatten().sort().values[rank - 1])

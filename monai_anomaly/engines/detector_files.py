@@ -94,7 +94,7 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
             raise InputError(described, f"format {description['format']} is not {_FORMAT}", "Update the package.")
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
     network = _build(described, name, arguments)
     _load_state(folder / "model.pt", network)
@@ -127,7 +127,9 @@ def _load_state(path: Path, network: AnomalyDetector) -> None:
     for key in expected:
         if key not in state:
             raise InputError(path, f"disagrees with detector.json: {key} is missing", remedy)
-        if not key.startswith("calibration.") and state[key].shape != expected[key].shape:
+        # Of the calibration the file alone knows the number of patients.
+        fits = state[key].ndim == 1 if key.startswith("calibration.") else state[key].shape == expected[key].shape
+        if not fits:
             found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
             raise InputError(path, f"disagrees with detector.json: {key} has shape {found}, not {wanted}", remedy)
     for key in state:

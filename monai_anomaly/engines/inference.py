@@ -123,8 +123,9 @@ def calibrate(
     loader = scan_loader(data, preprocessing, num_workers)
     for entry in tqdm(loader, total=len(data), desc="calibration", unit="scan", disable=not progress):
         item = entry["item"]
-        if "error" in entry:
-            failures.append({"case": item["case"], "image": str(item["image"]), "error": entry["error"]})
+        problem = entry.get("error") or _misfit(entry, network)
+        if problem is not None:
+            failures.append({"case": item["case"], "image": str(item["image"]), "error": problem})
             continue
         output = inferer(entry["stack"], network, entry["tissue"])
         native = preprocessing.to_scan(output.anomaly_map, entry["stack"])
@@ -154,7 +155,8 @@ class CohortEvaluator(Evaluator):
         progress: show a progress bar.
 
     Raises:
-        InputError: if there is no scan, or the output folder cannot be written to.
+        InputError: if there is no scan, one of them is a result of an earlier run, or the output folder cannot be
+            written to.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class CohortEvaluator(Evaluator):
         )
         if not len(val_data_loader):
             raise InputError(output_dir, "the cohort has no scan to read", "Give a folder, a file or a datalist.")
+        _refuse_results(getattr(val_data_loader.dataset, "data", []))
         self.network = network.to(self.state.device)
         self.preprocessing = preprocessing
         self.output_dir = Path(output_dir)
@@ -215,7 +218,7 @@ class CohortEvaluator(Evaluator):
     def _iteration(self, engine: Any, entry: dict[str, Any]) -> dict[str, Any]:
         item = entry["item"]
         output: dict[str, Any] = {}
-        problem = entry.get("error")
+        problem = entry.get("error") or _misfit(entry, self.network)
         if problem is None:
             try:
                 output = self._score(entry)
@@ -342,6 +345,26 @@ def raise_for_failures(failures: Sequence[dict[str, str]], listed: Path) -> None
     if failures:
         lines = "\n".join(f"  {failure['case']}: {failure['error']}" for failure in failures)
         raise SystemExit(f"{len(failures)} scan(s) could not be used (also in {listed}):\n{lines}")
+
+
+def _misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
+    """Why a scan that was read is none for this detector."""
+    if "stack" not in entry or entry["stack"].shape[0] == network.in_channels:
+        return None
+    problem = f"has {entry['stack'].shape[0]} channel(s), the detector takes {network.in_channels}"
+    where = entry["item"]["image"]
+    return str(InputError(where, problem, "Give scans of the kind that it was trained on."))
+
+
+def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
+    """A folder that holds both scans and results would have its maps scored as scans."""
+    for item in data:
+        first = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
+        name = first.name.partition(".")[0]
+        if name in ("anomaly_map", "anomaly_mask", "restoration") and any(first.parent.glob("anomaly_map.*")):
+            raise InputError(
+                first, "is a result of an earlier run, not a scan", "Keep output_dir outside of the folder of scans."
+            )
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
-from monai.engines import Trainer
+from monai.engines import Trainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -71,6 +71,12 @@ class StageTrainer(Trainer):
             handlers=train_handlers,
             decollate=False,
         )
+        # Made here and not at the run's start as MONAI does, so that a checkpoint can bring its scale back.
+        self.scaler = torch.amp.GradScaler("cuda") if self.amp else None
+
+    def run(self) -> None:
+        """Run the epochs that are left."""
+        Workflow.run(self)
 
     def training_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One optimiser step.
@@ -119,7 +125,8 @@ class StageTrainer(Trainer):
             self.scaler.update()
 
     def _parts(self) -> dict[str, Any]:
-        return {**self.optimizers, **self.modules}
+        scaler = {} if self.scaler is None else {"scaler": self.scaler}
+        return {**self.optimizers, **self.modules, **scaler}
 
     def state_to_save(self) -> dict[str, dict[str, Any]]:
         """What this stage needs besides the detector to go on."""
@@ -162,6 +169,7 @@ def train_stages(
     identity: dict[str, Any] | None = None,
     resume: bool = True,
     save_interval: int = 1,
+    val_interval: int = 1,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Run the stages in order, keep their loss curves, and resume from the last checkpoint after a kill.
@@ -177,17 +185,19 @@ def train_stages(
         identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is refused.
         resume: take up a checkpoint that is there; False starts anew.
         save_interval: epochs between checkpoints.
+        val_interval: epochs between validation losses; the last epoch of a stage always has one.
         progress: show a progress bar.
 
     Returns:
         The history: rows ``stage, epoch, steps, train_loss, val_loss, objective``.
 
     Raises:
-        InputError: if the checkpoint there is of another run, or cannot be read.
+        InputError: if the checkpoint there is of another run, has a stage that was trained for more epochs than asked
+            for or that was left behind with fewer, or cannot be read.
     """
     folder = Path(folder)
     fingerprint = hashlib.sha256(json.dumps(identity or {}, sort_keys=True, default=str).encode()).hexdigest()
-    run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, progress)
+    run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, val_interval, progress)
     if resume:
         run.load()
     run.go()
@@ -199,8 +209,8 @@ def still_improving(history: Sequence[dict[str, Any]], share: float = 0.2, least
 
     Args:
         history: what ``train_stages`` returns.
-        share: of a stage's epochs, at its end, that are compared with as many before them (at least one).
-        least: relative fall of the mean loss, validation where there is one, that counts as improving.
+        share: of a stage's losses, at its end, that are compared with as many before them (at least one).
+        least: relative fall of the mean loss (of the validation, where it was measured four times) that counts.
 
     Returns:
         The stages' names, in order.
@@ -209,7 +219,9 @@ def still_improving(history: Sequence[dict[str, Any]], share: float = 0.2, least
     improving = []
     for name in names:
         rows = [row for row in history if row["stage"] == name]
-        losses = [row["train_loss"] if row["val_loss"] is None else row["val_loss"] for row in rows]
+        losses = [row["val_loss"] for row in rows if row["val_loss"] is not None]
+        if len(losses) < 4:  # too few to see a trend
+            losses = [row["train_loss"] for row in rows]
         width = max(1, round(share * len(losses)))
         last, before = losses[-width:], losses[-2 * width : -width]
         if not before or sum(last) / len(last) < (1.0 - least) * sum(before) / len(before):
@@ -226,10 +238,12 @@ class _StagedRun:
         seed: int,
         fingerprint: str,
         save_interval: int,
+        val_interval: int,
         progress: bool,
     ) -> None:
         self.stages, self.network, self.folder = stages, network, folder
-        self.seed, self.fingerprint, self.save_interval, self.progress = seed, fingerprint, save_interval, progress
+        self.seed, self.fingerprint, self.progress = seed, fingerprint, progress
+        self.save_interval, self.val_interval = save_interval, val_interval
         self.checkpoint = folder / "checkpoint.pt"
         self.history: list[dict[str, Any]] = []
         self.first_stage, self.first_epoch = 0, 0
@@ -247,8 +261,8 @@ class _StagedRun:
                 )
             self.network.load_state_dict(saved["network"])
             self.first_stage, self.first_epoch = saved["stage"], saved["epoch"]
-            if self.first_epoch:
-                self.stages[self.first_stage].load_saved_state(saved["state"])
+            self._refuse_other_epochs(saved["max_epochs"])
+            self.stages[self.first_stage].load_saved_state(saved["state"])
             self.history = [dict(row) for row in saved["history"]]
         except InputError:
             raise
@@ -259,16 +273,28 @@ class _StagedRun:
                 "Delete it to start anew, or pass --resume False.",
             ) from error
 
+    def _refuse_other_epochs(self, max_epochs: list[int]) -> None:
+        """Only the stage that the checkpoint is in can go on for longer."""
+        for index in range(self.first_stage + 1):
+            trainer, wanted = self.stages[index], self.stages[index].state.max_epochs
+            done = max_epochs[index] if index < self.first_stage else self.first_epoch
+            if wanted < done or (index < self.first_stage and wanted != done):
+                raise InputError(
+                    self.checkpoint,
+                    f"the stage {trainer.stage!r} there has {done} epochs, not the {wanted} asked for",
+                    "Ask for as many, choose another output_dir, or start anew with --resume False.",
+                )
+
     def save(self, stage: int, epoch: int) -> None:
         from monai_anomaly.writers.atomic import atomic_path
 
-        trainer = self.stages[stage] if stage < len(self.stages) else None
         saved = {
             "fingerprint": self.fingerprint,
             "stage": stage,
             "epoch": epoch,
             "network": self.network.state_dict(),
-            "state": {} if trainer is None or epoch == 0 else trainer.state_to_save(),
+            "max_epochs": [trainer.state.max_epochs for trainer in self.stages],
+            "state": self.stages[stage].state_to_save(),
             "history": self.history,
         }
         with atomic_path(self.checkpoint) as path:
@@ -280,8 +306,6 @@ class _StagedRun:
             trainer = self.stages[index]
             start = self.first_epoch if index == self.first_stage else 0
             self._run_stage(index, trainer, start)
-            if first_process():
-                self.save(index + 1, 0)
 
     def _run_stage(self, index: int, trainer: StageTrainer, start: int) -> None:
         from tqdm import tqdm
@@ -317,7 +341,7 @@ class _StagedRun:
             if first_process():
                 self._record(trainer, sums)
                 bar.set_postfix(loss=f"{self.history[-1]['train_loss']:.4g}", refresh=False)
-                if engine.state.epoch % self.save_interval == 0:
+                if engine.state.epoch % self.save_interval == 0 or engine.state.epoch == engine.state.max_epochs:
                     self.save(index, engine.state.epoch)
             bar.update()
 
@@ -337,17 +361,17 @@ class _StagedRun:
         from monai_anomaly.writers.curves import draw_loss_curves
         from monai_anomaly.writers.tables import write_csv
 
-        steps = trainer.state.epoch_length
+        steps, epoch = trainer.state.epoch_length, trainer.state.epoch
+        last = epoch == trainer.state.max_epochs
         row = {
             "stage": trainer.stage,
-            "epoch": trainer.state.epoch,
+            "epoch": epoch,
             "steps": trainer.state.iteration,
             "train_loss": sums["error"] / steps,
-            "val_loss": trainer.mean_validation_loss(),
+            "val_loss": trainer.mean_validation_loss() if last or epoch % self.val_interval == 0 else None,
             "objective": sums[CommonKeys.LOSS] / steps,
         }
         self.history.append(row)
         write_csv(self.folder / "losses.csv", self.history, list(row))
-        last = trainer.state.epoch == trainer.state.max_epochs
-        if last or trainer.state.epoch % 10 == 0:
+        if last or epoch % 10 == 0:
             draw_loss_curves(self.folder / "losses.png", self.history)

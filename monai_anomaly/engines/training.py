@@ -37,11 +37,13 @@ class DetectorTraining:
         seed: of the whole run.
         resume: take up the last checkpoint.
         save_interval: epochs between checkpoints.
+        val_interval: epochs between validation losses.
         num_workers: processes that read calibration scans ahead.
         progress: show progress bars.
 
     Raises:
-        InputError: if the output folder cannot be written to, or the scans' channels are not the network's.
+        InputError: if the output folder cannot be written to, or the scans' channels or the slices' size do not fit the
+            network.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class DetectorTraining:
         seed: int = 0,
         resume: bool = True,
         save_interval: int = 1,
+        val_interval: int = 1,
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -64,7 +67,8 @@ class DetectorTraining:
         self.calibration_data = list(calibration_data)
         self.output_dir = Path(output_dir)
         self.inferer = inferer or StackInferer()
-        self.seed, self.resume, self.save_interval = seed, resume, save_interval
+        self.seed, self.resume = seed, resume
+        self.save_interval, self.val_interval = save_interval, val_interval
         self.num_workers, self.progress = num_workers, progress
         ensure_writable(self.output_dir)
         if train_dataset.channels != network.in_channels:
@@ -72,6 +76,12 @@ class DetectorTraining:
                 train_dataset.data[0]["image"],
                 f"the scans have {train_dataset.channels} channel(s), the network takes {network.in_channels}",
                 f"Pass --in_channels {train_dataset.channels}.",
+            )
+        size, divisor = self.preprocessing.config["image_size"], network.size_divisor
+        fitting = [-(-side // divisor) * divisor for side in size]
+        if size != fitting:
+            raise InputError(
+                "image_size", f"is {size}, the network takes multiples of {divisor}", f'Pass --image_size "{fitting}".'
             )
 
     @property
@@ -85,6 +95,7 @@ class DetectorTraining:
         return {
             "network": self.network.config,
             "preprocessing": self.preprocessing.config,
+            "time_point": self.preprocessing.time_point,
             "proxy": None if proxy is None else proxy.config,
             "training_scans": sorted(self.train_dataset.hashes),
             "stages": [
@@ -100,6 +111,7 @@ class DetectorTraining:
                 }
                 for stage in self.stages
             ],
+            "donors": self.train_dataset.donors,
             "slice_transform": _plain(self.train_dataset.slice_transform),
             "seed": self.seed,
         }
@@ -119,6 +131,7 @@ class DetectorTraining:
             identity=identity,
             resume=self.resume,
             save_interval=self.save_interval,
+            val_interval=self.val_interval,
             progress=self.progress,
         )
         self.failures = list(self.train_dataset.failures)
@@ -158,7 +171,7 @@ def _plain(thing: Any) -> Any:
     """The plain settings of a loss or transform, for telling two runs apart."""
     if thing is None:
         return None
-    own = {k: v for k, v in vars(thing).items() if isinstance(v, bool | int | float | str) and not k.startswith("_")}
+    own = {k: v for k, v in vars(thing).items() if _is_plain(v) and not k.startswith("_")}
     parts = dict(thing.named_children()) if isinstance(thing, nn.Module) else {}
     inner = {k: v for k, v in vars(thing).items() if type(v).__module__.startswith("monai_anomaly")}
     return {
@@ -166,3 +179,9 @@ def _plain(thing: Any) -> Any:
         **own,
         **{name: _plain(part) for name, part in {**inner, **parts}.items()},
     }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

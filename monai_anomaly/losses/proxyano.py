@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -125,16 +124,16 @@ class ImageReconstructionLoss(nn.Module):
 
         The common factor lambda_g is left out: Adam does not see it. Arguments as in ``forward``.
         """
-        pairs = [(1.0, image, reconstruction)]
+        real = discriminator(image)  # serves Eq. 8 and Eq. 9
+        loss = self.adversarial.discriminator(real, discriminator(reconstruction.detach()))
         if repaired is not None and mask is not None:
-            pairs += [(self.lambda_global, image, repaired), (self.lambda_local, mask * image, mask * repaired)]
-        total = torch.zeros((), device=image.device)
-        for weight, real, fake in pairs:
-            if weight:
-                total = total + weight * self.adversarial.discriminator(
-                    discriminator(real), discriminator(fake.detach())
-                )
-        return total
+            repaired = repaired.detach()
+            if self.lambda_global:
+                loss = loss + self.lambda_global * self.adversarial.discriminator(real, discriminator(repaired))
+            if self.lambda_local:
+                real_inside, fake_inside = discriminator(mask * image), discriminator(mask * repaired)
+                loss = loss + self.lambda_local * self.adversarial.discriminator(real_inside, fake_inside)
+        return loss
 
     def _term(self, discriminator: Callable[[Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
         term = self.squared_error(output, target)

@@ -73,10 +73,11 @@ class NormalizeForeground(InvertibleTransform):
         Raises:
             InputError: if a channel is constant, or constant over its foreground.
         """
+        img = img if isinstance(img, MetaTensor) else MetaTensor(img)
         scaled = img.clone().float()
         ranges, levels = [], []
         for c in range(img.shape[0]):
-            channel = img[c].as_tensor() if isinstance(img, MetaTensor) else img[c]
+            channel = img[c].as_tensor()
             level = foreground_level(channel, self.fraction)
             tissue = channel[channel > level]
             low, high = (
@@ -85,13 +86,14 @@ class NormalizeForeground(InvertibleTransform):
                 else (0.0, 0.0)
             )
             if not high > low:
-                source = img.meta.get("source", ["image"])[0] if isinstance(img, MetaTensor) else "image"
+                source = img.meta.get("source", ["image"])[0]
                 raise InputError(
                     source, f"channel {c} has one intensity over its whole foreground", "Remove it from the cohort."
                 )
             scaled[c] = (channel.float() - low) / (high - low)
             ranges.append((low, high))
-            levels.append((level - low) / (high - low))
+            # All that is clipped at 0 lies with the background, which would else stand above a negative level.
+            levels.append(max(0.0, (level - low) / (high - low)) if self.clip else (level - low) / (high - low))
         if self.clip:
             scaled.clamp_(0.0, 1.0)
         scaled.meta["foreground_level"] = levels

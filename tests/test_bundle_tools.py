@@ -1,0 +1,156 @@
+"""MONAI's own tools on the bundle: verification, export, property check, handlers, several processes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+import yaml
+from bundle_runs import BUNDLE, CONFIGS, SMALL, command, refusal, run_bundle, table, train_small
+
+from monai_anomaly.engines import load_detector
+
+pytest_plugins = ["bundle_fixtures"]
+NARROW = {"network_def#channels": SMALL["network_def#channels"]}
+METADATA = str(CONFIGS / "metadata.json")
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")
+def test_metadata_follow_the_schema(real_data: Path, tmp_path: Path) -> None:
+    schema = real_data.parent / "schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("MONAI's metadata schema meta_schema_20240725.json is not beside the real data")
+    # a copy: the tool would download into the place it is given
+    monai.bundle.verify_metadata(meta_file=METADATA, filepath=shutil.copy(schema, tmp_path / "schema.json"))
+
+
+def test_network_keeps_the_shapes_of_the_metadata() -> None:
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=METADATA,
+        config_file=str(CONFIGS / "train.yaml"),
+        device="cpu",
+        n=2,
+        any=1,
+        **NARROW,
+    )
+
+
+def test_exported_torchscript_equals_the_detector(trained: Path, tmp_path: Path) -> None:
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(trained / "models" / "model.pt"),
+        meta_file=METADATA,
+        config_file=str(CONFIGS / "inference.yaml"),
+        model_dir=str(trained / "models"),
+    )
+    exported = torch.jit.load(tmp_path / "model.ts")
+    network = load_detector(trained / "models").network
+    image = torch.rand(2, 1, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image)
+        assert expected.std() > 0
+        torch.testing.assert_close(exported(image), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(exported.calibration.map_maxima, network.calibration.map_maxima, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer"), ("evaluate", "infer")])
+def test_no_property_is_missing(config: str, kind: str, trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    models = {} if config == "train" else {"model_dir": str(trained / "models")}
+    workflow = monai.bundle.ConfigWorkflow(
+        config_file=str(CONFIGS / f"{config}.yaml"),
+        workflow_type=kind,
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(tiny_cohort),
+        output_dir=str(tmp_path),
+        progress=False,
+        **models,
+        **(SMALL if config == "train" else {}),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_handlers_come_by_an_override_file(tiny_cohort: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    handler = {
+        "_target_": "monai.handlers.TensorBoardStatsHandler",
+        "log_dir": str(tmp_path / "events"),
+        "tag_name": "loss",
+        "output_transform": "$lambda output: output['loss']",
+    }
+    (tmp_path / "tensorboard.yaml").write_text(yaml.safe_dump({"train#handlers": [handler]}))
+    train_small(tmp_path / "out", tiny_cohort, str(tmp_path / "tensorboard.yaml"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    # five scans of three slices in batches of eight
+    assert len(events.Scalars("loss")) == 2
+
+
+def test_tracking_by_mlflow(tiny_cohort: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    run_bundle("train", tmp_path, tiny_cohort, tracking="mlflow", progress=False, **SMALL)
+    assert (tmp_path / "models" / "model.pt").is_file()
+
+
+def test_two_processes_train_one_detector(tiny_cohort: Path, tmp_path: Path) -> None:
+    options = [f"--{name}={value}" for name, value in SMALL.items()]
+    done = command(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"),
+        *("--config_file", f"['{CONFIGS / 'train.yaml'}','{CONFIGS / 'multi_gpu_train.yaml'}']"),
+        *("--bundle_root", BUNDLE, "--dataset_dir", tiny_cohort, "--output_dir", tmp_path, "--batch_size=4", *options),
+        folder=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = table(tmp_path / "training" / "losses.csv")
+    # 15 slices for two processes in batches of four: two steps each
+    assert [(row["stage"], row["steps"]) for row in rows] == [("proxy extraction", "2"), ("image reconstruction", "2")]
+    files = load_detector(tmp_path / "models")
+    assert files.description["calibration_patients"] == 19
+    assert all(torch.isfinite(value).all() for value in files.network.state_dict().values())
+
+
+def test_a_misspelt_override_is_refused_before_anything_is_made(tiny_cohort: Path, tmp_path: Path) -> None:
+    done = command(
+        *("-m", "monai.bundle", "run", "--config_file", CONFIGS / "train.yaml", "--bundle_root", BUNDLE),
+        *("--dataset_dir", tiny_cohort, "--output_dir", tmp_path / "out", "--max_epoch", "1"),
+        folder=tmp_path,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "error: --max_epoch: max_epoch names nothing in train.yaml. Did you mean max_epochs?"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_a_component_refuses_is_told_in_one_line(
+    tiny_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # the run puts its own in place
+    with pytest.raises(RuntimeError) as caught:
+        train_small(tmp_path, tiny_cohort, slice_axis="axiall")
+    capsys.readouterr()
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    told = "slice_axis is one of ['axial', 'coronal', 'sagittal'], got 'axiall'"
+    assert capsys.readouterr().err == f"error: monai_anomaly.transforms.ScanPreprocessing: {told}\n"
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+def test_a_wrong_bundle_root_is_refused(tiny_cohort: Path, tmp_path: Path) -> None:
+    line = refusal(
+        monai.bundle.run,
+        config_file=str(CONFIGS / "train.yaml"),
+        bundle_root=str(tmp_path),
+        dataset_dir=str(tiny_cohort),
+        logging_file=False,
+    )
+    assert line == f"bundle_root {tmp_path}: not a bundle: it has no configs/metadata.json. Pass --bundle_root FOLDER."
