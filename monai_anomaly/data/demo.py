@@ -1,9 +1,10 @@
 """The built-in demonstration cohort: simulated T1-weighted brain scans, with and without lesions.
 
 Every subject is the MNI152 average brain [1]_ (carried by nilearn, so nothing is downloaded) under a random
-free-form deformation [2]_, with its own tissue contrast, skull and scalp, texture, bias field and Rician
-noise [3]_, sampled on an oblique clinical grid of thick slices. Lesions are drawn into the anatomy before bias and
-noise. Everything follows from the seed alone; nothing was fitted to any detector.
+free-form deformation [2]_, with its own tissue contrast, texture, bias field and Rician noise [3]_, sampled on an
+oblique clinical grid of thick slices and cut out of its head, as brains are shared after brain extraction. Lesions are
+drawn into the anatomy before bias and noise. Everything follows from the seed alone; nothing was fitted to any
+detector.
 
 References:
     .. [1] Fonov V. et al. "Unbiased average age-appropriate atlases for pediatric studies". NeuroImage 54(1),
@@ -36,13 +37,15 @@ from monai_anomaly.exceptions import InputError
 __all__ = ["make_demo_cohort"]
 
 # Raised whenever the simulated voxels change, so that an older cohort is not taken for the present one.
-SIMULATION_VERSION = 1
+SIMULATION_VERSION = 2
 # Columns, rows, slices: 2 mm in the plane and slices of 5 to 6 mm, as a fast clinical T1 series.
-SHAPE = (96, 112, 24)
+SHAPE = (80, 96, 24)
 # Samples averaged through each slice for its partial-volume effect.
 SUBSLICES = 3
 # Width (mm) of the soft edge between tissues: under half a pixel, so that edges are neither jagged nor blurred.
 EDGE = 0.7
+# Width (mm) of fluid that brain extraction leaves around the brain's hull.
+HULL = 1.5
 # Kinds of lesion; the first lesion of abnormal subject i is of kind i modulo their number, so all of them occur.
 KINDS = ("bright", "gray_in_white", "ring", "white_in_fluid", "dark", "subtle")
 # Radius range (mm) of each kind. Small ones fit a ventricle; faint ones must be large to be seen by a reader.
@@ -67,8 +70,8 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Anatomy:
-    """Maps of the average head on one grid: gray and white matter fractions, T1 detail that the fractions do not
-    explain, and the signed distances (mm, negative inside) to the brain's hull and to the head's surface."""
+    """Maps of the average brain on one grid: gray and white matter fractions, T1 detail that the fractions do not
+    explain, and the signed distance (mm, negative inside) to the brain's hull."""
 
     to_voxel: NDArray[np.float64]
     maps: dict[str, Array]
@@ -204,9 +207,7 @@ def _is_complete(datalist_path: Path, parameters: dict[str, int]) -> bool:
 
 @lru_cache(maxsize=1)
 def _load_anatomy() -> _Anatomy:
-    """The average head made from nilearn's copies of the MNI152 T1, gray- and white-matter maps at 2 mm.
-
-    The T1 carries no skull, so hull, skull and scalp are shells around the closed brain mask.
+    """The average brain made from nilearn's copies of the MNI152 T1, gray- and white-matter maps at 2 mm.
 
     Raises:
         ImportError: if nilearn is not installed.
@@ -224,7 +225,7 @@ def _load_anatomy() -> _Anatomy:
     t1_image = datasets.load_mni152_template(resolution=resolution)
     gray_image = datasets.load_mni152_gm_template(resolution=resolution)
     white_image = datasets.load_mni152_wm_template(resolution=resolution)
-    margin = 10  # voxels around the template's grid, for the scalp
+    margin = 10  # voxels around the template's grid, so that no sample falls outside
     t1, gray, white = (
         np.pad(np.clip(image.get_fdata(), 0, 1), margin).astype(np.float32)
         for image in (t1_image, gray_image, white_image)
@@ -240,10 +241,6 @@ def _load_anatomy() -> _Anatomy:
     closing = 14 / resolution  # mm: bridges sulci and the cleft between the hemispheres
     hull = distance_transform_edt(distance_transform_edt(~brain) < closing) > closing
     hull_distance = distance(hull | brain, smooth=3)
-    # Below its widest level the head goes on (face and neck) where the brain's hull narrows.
-    head = hull_distance < 13  # mm: fluid, skull and scalp
-    head = np.logical_or.accumulate(head[:, :, ::-1], axis=2)[:, :, ::-1]
-
     # What the fractions leave unexplained (folia, deep nuclei); 0.27, 0.65 and 0.87 are the medians of the T1 where
     # fluid, gray and white matter are pure.
     detail = t1 - (0.27 * np.clip(1 - gray - white, 0, 1) + 0.65 * gray + 0.87 * white)
@@ -253,7 +250,6 @@ def _load_anatomy() -> _Anatomy:
         "white": white,
         "detail": (detail * inside).astype(np.float32),
         "hull": hull_distance,
-        "head": distance(head, smooth=5),
     }
     return _Anatomy(np.linalg.inv(affine).astype(np.float64), maps)
 
@@ -329,21 +325,22 @@ def _simulate(seed: int, group: str, index: int) -> _Scan:
 
     # Relative to white matter at 1: T1-weighted ranges of the template and of common 1.5 and 3 T protocols.
     fluid, gray, white = rng.uniform(0.22, 0.36), rng.uniform(0.66, 0.76), 1.0
-    head = _head(rng, grid, tissue, fluid, gray, white)
-    head *= 1 + 0.02 * grid.field(rng, 8.0)
-    in_skull = expit(-(tissue["hull"] - 0.5) / EDGE)
-    cover = np.zeros_like(head)
+    brain = _brain(tissue, fluid, gray, white)
+    brain *= 1 + 0.02 * grid.field(rng, 8.0)
+    inside = expit(-(tissue["hull"] - 0.5) / EDGE)
+    cover = np.zeros_like(brain)
     for lesion in lesions:
-        alpha = _draw(rng, lesion, head, in_skull, grid, spacing, (fluid, gray, white))
+        alpha = _draw(rng, lesion, brain, inside, grid, spacing, (fluid, gray, white))
         cover = np.maximum(cover, alpha)
 
-    signal = grid.average(head)
+    signal = grid.average(brain)
     bias = grid.average(np.exp(0.1 * grid.field(rng, 90.0)))
     sigma = rng.uniform(0.02, 0.035)  # of white matter: a signal-to-noise ratio of 30 to 50
     real = signal * bias + sigma * rng.standard_normal(SHAPE)
     noisy = np.hypot(real, sigma * rng.standard_normal(SHAPE))
     gain = rng.uniform(300, 900)  # scanner units are arbitrary
     image = np.clip(np.rint(noisy * gain), 0, np.iinfo(np.int16).max).astype(np.int16)
+    image[grid.average(tissue["hull"]) > HULL] = 0  # brain extraction
     mask = (grid.average(cover) > 0.5).astype(np.uint8)
     return _Scan(image, mask, affine, spacing, lesions)
 
@@ -370,7 +367,7 @@ def _geometry(
     shape = np.diag(rng.uniform(1.0, 1.1, 3)) + np.triu(rng.uniform(-0.03, 0.03, (3, 3)), 1)
     to_template = np.eye(4)
     to_template[:3, :3] = shape @ residual @ lps
-    center = np.array([0.0, -18.0, 12.0]) + rng.uniform(-3, 3, 3)  # the middle of the template's head
+    center = np.array([0.0, -18.0, 10.0]) + rng.uniform(-3, 3, 3)  # the middle of the template's brain
     to_template[:3, 3] = center - to_template[:3, :3] @ middle
     return affine, to_template
 
@@ -391,35 +388,17 @@ def _sample(anatomy: _Anatomy, grid: _Grid, to_template: NDArray[np.float64], wa
     return {name: map_coordinates(values, where, order=1, mode="nearest") for name, values in anatomy.maps.items()}
 
 
-def _head(
-    rng: np.random.Generator, grid: _Grid, tissue: dict[str, Array], fluid: float, gray: float, white: float
-) -> Array:
-    """The noise-free T1-weighted head: brain and fluid, skull with marrow, muscle, fat, air (white matter is 1)."""
-    from scipy.special import expit
-
+def _brain(tissue: dict[str, Array], fluid: float, gray: float, white: float) -> Array:
+    """The noise-free T1-weighted brain in its fluid (white matter is 1)."""
     rest = np.clip(1 - tissue["gray"] - tissue["white"], 0, 1)
     brain = gray * tissue["gray"] + white * tissue["white"] + fluid * rest + tissue["detail"] / 0.87
-
-    uneven = grid.field(rng, 30.0)
-    inner = 1.5  # mm of fluid and meninges between the hull and the skull
-    thickness = rng.uniform(5.0, 7.5) * np.exp(0.15 * uneven)
-    depth = (tissue["hull"] - inner) / thickness  # 0 at the inner table, 1 at the outer
-    marrow = rng.uniform(0.3, 0.7)
-    skull = 0.06 + marrow * np.exp(-(((depth - 0.5) / 0.2) ** 2))
-    fat = rng.uniform(1.0, 1.35)
-    scalp = rng.uniform(3.0, 6.0) * np.exp(0.2 * grid.field(rng, 30.0))
-    muscle = 0.5 + 0.12 * grid.field(rng, 12.0)
-    soft = muscle + (fat - muscle) * expit((tissue["head"] + scalp) / EDGE)
-
-    outside = soft + (skull - soft) * expit((1 - depth) * thickness / EDGE)
-    whole = outside + (brain - outside) * expit((inner - tissue["hull"]) / EDGE)
-    return (np.maximum(whole, 0) * expit(-tissue["head"] / EDGE)).astype(np.float32)
+    return np.maximum(brain, 0).astype(np.float32)
 
 
 def _choose_lesions(
     rng: np.random.Generator, index: int, tissue: dict[str, Array], spacing: tuple[float, float, float]
 ) -> tuple[_Lesion, ...]:
-    """One to four lesions, each in tissue that suits its kind, apart from each other and clear of the skull."""
+    """One to four lesions, each in tissue that suits its kind, apart from each other and clear of the brain's edge."""
     from scipy.ndimage import gaussian_filter
 
     gray, white, hull = (_Grid.average(tissue[name]) for name in ("gray", "white", "hull"))
@@ -480,13 +459,13 @@ def _displace(
 def _draw(
     rng: np.random.Generator,
     lesion: _Lesion,
-    head: Array,
-    in_skull: Array,
+    brain: Array,
+    inside: Array,
     grid: _Grid,
     spacing: tuple[float, float, float],
     tissue_means: tuple[float, float, float],
 ) -> Array:
-    """Blend a lesion of irregular outline into ``head`` in place.
+    """Blend a lesion of irregular outline into ``brain`` in place.
 
     Returns:
         Its opacity, 0 to 1, at every sample.
@@ -500,7 +479,7 @@ def _draw(
     # The outline waves by up to a quarter of the radius, over distances of about the radius.
     edge = lesion.radius * (1 + 0.25 * np.tanh(grid.field(rng, lesion.radius)))
     depth = edge - r  # mm below the lesion's surface
-    alpha = expit(depth / EDGE) * in_skull
+    alpha = expit(depth / EDGE) * inside
 
     texture = 1 + 0.05 * grid.field(rng, 6.0)
     if lesion.kind == "bright":  # blood products, fat, enhancement
@@ -515,8 +494,8 @@ def _draw(
         rim = expit((rng.uniform(2.5, 4.0) - depth) / EDGE)
         value = (fluid * 1.2 + rim * (white * rng.uniform(1.15, 1.35) - fluid * 1.2)) * texture
     else:  # subtle: the anatomy shows through, 4 to 6 times the noise away
-        value = head * (1 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.18))
-    head += (alpha * (value - head)).astype(np.float32)
+        value = brain * (1 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.18))
+    brain += (alpha * (value - brain)).astype(np.float32)
     return alpha
 
 
