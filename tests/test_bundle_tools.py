@@ -83,7 +83,7 @@ def test_handlers_come_by_an_override_file(tiny_cohort: Path, tmp_path: Path) ->
         "_target_": "monai.handlers.TensorBoardStatsHandler",
         "log_dir": str(tmp_path / "events"),
         "tag_name": "loss",
-        "output_transform": "$lambda output: output['loss']",
+        "output_transform": "$monai.handlers.from_engine(['loss'], first=True)",
     }
     (tmp_path / "tensorboard.yaml").write_text(yaml.safe_dump({"train#handlers": [handler]}))
     train_small(tmp_path / "out", tiny_cohort, str(tmp_path / "tensorboard.yaml"))

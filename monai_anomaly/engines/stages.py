@@ -93,7 +93,7 @@ class StageTrainer(Trainer):
         """The mean error of a batch of held-out normals, a scalar, with the network in eval mode."""
         raise NotImplementedError
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         batch = self.to_device(batchdata)
         losses = self.training_step(batch)
         if not torch.isfinite(losses["loss"]):
@@ -102,7 +102,8 @@ class StageTrainer(Trainer):
                 f"the loss is not finite in epoch {engine.state.epoch}",
                 "Lower the learning rate or switch amp off.",
             )
-        return {CommonKeys.LOSS: losses["loss"].detach(), **{k: v.detach() for k, v in losses.items() if k != "loss"}}
+        # A list of one, as MONAI's handlers expect of a decollated output.
+        return [{name: value.detach() for name, value in losses.items()}]
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The tensors of a batch on the stage's device."""
@@ -334,7 +335,7 @@ class _StagedRun:
                 dataset.set_random_state(seed)
 
         def add_up(engine: Any) -> None:
-            for name, value in engine.state.output.items():
+            for name, value in engine.state.output[0].items():
                 sums[name] = sums.get(name, 0.0) + float(value)
 
         def close_epoch(engine: Any) -> None:

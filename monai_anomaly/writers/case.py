@@ -157,9 +157,9 @@ def _write_picture(
     Image.fromarray(scores).save(folder / "anomaly_map.tiff")
     top = max(float(scores.max()), np.finfo(np.float32).tiny)  # a map without anomalies is black
     colours = colormaps["inferno"](np.clip(scores / top, 0.0, 1.0), bytes=True)[..., :3]
-    Image.fromarray(colours).save(folder / "anomaly_map.png")
+    _save_png(colours, folder / "anomaly_map.png")
     if anomaly_mask is not None:
-        Image.fromarray(anomaly_mask[..., 0].astype(np.uint8) * 255).save(folder / "anomaly_mask.png")
+        _save_png(anomaly_mask[..., 0].astype(np.uint8) * 255, folder / "anomaly_mask.png")
 
     sources = [Path(source) for source in scan.meta["source"]]
     values = np.asarray(scan)[..., 0]
@@ -174,18 +174,26 @@ def _write_picture(
         _write_restored(folder / name, image[None], source, values[channel : channel + 1])
 
 
+def _save_png(pixels: np.ndarray, path: Path) -> None:
+    """Write a picture with its caution in the file, since its own pixels have no room for one."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    note = PngInfo()
+    note.add_text("Disclaimer", "Research use only, not for diagnosis")
+    Image.fromarray(pixels).save(path, pnginfo=note)
+
+
 def _write_restored(path: Path, image: np.ndarray, source: Path, values: np.ndarray) -> None:
     """Write one gray (1, rows, columns) or colour (3, rows, columns) picture in its source's range and depth."""
-    from PIL import Image
-
     low, high, depth = _picture_range(source, values)
     share = np.clip((image.astype(np.float64) - low) / (high - low), 0.0, 1.0)
     kind = np.uint8 if depth == 8 else np.uint16
     pixels = np.rint(share * np.iinfo(kind).max).astype(kind)
     if len(pixels) == 1:
-        Image.fromarray(pixels[0]).save(path)
+        _save_png(pixels[0], path)
     elif depth == 8:
-        Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))).save(path)
+        _save_png(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), path)
     else:  # PIL has no 16-bit colour
         import itk
 
