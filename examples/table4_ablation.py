@@ -27,6 +27,7 @@ from monai_anomaly.engines import (
     ProxyExtractionTrainer,
     StackInferer,
     StageTrainer,
+    fit_slice_statistics,
     save_detector,
     scan_loader,
     still_improving,
@@ -67,7 +68,9 @@ def evaluate(network: AnomalyDetector, cohort: Cohort, preprocessing: ScanPrepro
     return {"image": image_metrics(labels, scores), "pixel": pixels.compute()}
 
 
-def train(row: int, seed: int, given: argparse.Namespace, cohort: Cohort, folder: Path) -> tuple[ProxyAno, list[dict]]:
+def train(
+    row: int, seed: int, given: argparse.Namespace, cohort: Cohort, folder: Path
+) -> tuple[ProxyAno, list[dict], SliceDataset]:
     """One row of Table IV."""
     settings = ROWS[row]
     set_determinism(seed)
@@ -111,8 +114,9 @@ def train(row: int, seed: int, given: argparse.Namespace, cohort: Cohort, folder
     history = train_stages(
         stages, network, folder / "training", seed=seed, identity={"row": row, "steps": steps}, save_interval=10
     )
+    fit_slice_statistics(network, dataset, given.batch_size)
     save_detector(folder / "models", network, given.preprocessing, {"row": row, "seed": seed, "steps": steps})
-    return network, history
+    return network, history, dataset
 
 
 def main() -> None:
@@ -151,11 +155,12 @@ def main() -> None:
             if (row, seed) in done:
                 continue
             start = time.time()
-            trained, history = train(row, seed, given, cohort, given.output / f"row{row}_seed{seed}")
+            trained, history, dataset = train(row, seed, given, cohort, given.output / f"row{row}_seed{seed}")
             facts = {"steps": given.steps, "seconds": time.time() - start, "under_trained": still_improving(history)}
             note(row, seed, **facts, **evaluate(trained, cohort, given.preprocessing))
             if row == 7:
                 trained.latent_score = True
+                fit_slice_statistics(trained, dataset, given.batch_size)
                 note(8, seed, **facts, **evaluate(trained, cohort, given.preprocessing))
 
 

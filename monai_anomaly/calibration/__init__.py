@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .conformal import ConformalCalibration, conformal_quantile
+from .slice_statistics import SliceStatistics
 
-__all__ = ["ConformalCalibration", "conformal_quantile"]
+__all__ = ["ConformalCalibration", "SliceStatistics", "conformal_quantile"]

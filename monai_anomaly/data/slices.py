@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,11 @@ class SliceDataset(Dataset, Randomizable):
     def channels(self) -> int:
         """Channels of the images; 0 of an empty dataset."""
         return int(self.arrays[0]["image"].shape[1]) if self.arrays else 0
+
+    def scans(self) -> Iterator[torch.Tensor]:
+        """Each scan's tissue slices in their order, shape (S, C, H, W)."""
+        for arrays in self.arrays:
+            yield torch.from_numpy(np.array(arrays["image"]))
 
     def __len__(self) -> int:
         return len(self._scan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .detector_files import DetectorFiles, load_detector, save_detector
-from .inference import CohortEvaluator, StackInferer, calibrate, scan_loader
+from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
 from .stages import StageTrainer, still_improving, train_stages
 from .training import DetectorTraining
@@ -17,6 +17,7 @@ __all__ = [
     "StackInferer",
     "StageTrainer",
     "calibrate",
+    "fit_slice_statistics",
     "load_detector",
     "save_detector",
     "scan_loader",

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_anomaly.data.cohort import load_mask
-from monai_anomaly.data.slices import ScanDataset, describe_failure
+from monai_anomaly.data.slices import ScanDataset, SliceDataset, describe_failure
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.metrics import PixelMetrics, image_metrics
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 from monai_anomaly.transforms import ScanPreprocessing
 
-__all__ = ["CohortEvaluator", "StackInferer", "calibrate", "scan_loader"]
+__all__ = ["CohortEvaluator", "StackInferer", "calibrate", "fit_slice_statistics", "scan_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ class StackInferer(Inferer):
 
         Returns:
             Map (1, H, W, S), score (1,) and restoration (C, H, W, S). The score of a scan is that of its most
-            anomalous slice. A detector in three dimensions gets the stack whole.
+            anomalous slice (see ``SliceStatistics``). A detector in three dimensions gets the stack whole.
         """
-        device = next(itertools.chain(network.parameters(), network.buffers())).device
+        device = _device(network)
         stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
         restoration = stack.clone()
@@ -71,7 +71,7 @@ class StackInferer(Inferer):
             if output.restoration is not None:
                 restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
             scores.append(output.anomaly_score.float().cpu())
-        return AnomalyOutput(anomaly_map, torch.cat(scores).max()[None], restoration)
+        return AnomalyOutput(anomaly_map, network.slice_statistics.volume_score(torch.cat(scores)), restoration)
 
     def _detect(self, network: AnomalyDetector, batch: Tensor) -> AnomalyOutput:
         with torch.autocast(batch.device.type, enabled=self.amp and batch.device.type == "cuda"):
@@ -134,6 +134,31 @@ def calibrate(
         maxima[patient] = max(maxima.get(patient, -np.inf), float(native.max()))
     network.calibration.fit(scores, maxima)
     return failures
+
+
+@torch.no_grad()
+def fit_slice_statistics(
+    network: AnomalyDetector, dataset: SliceDataset, batch_size: int = 8, progress: bool = True
+) -> None:
+    """Fit ``network.slice_statistics`` over the training normals.
+
+    Args:
+        network: the trained detector, on the device to run on.
+        dataset: the training slices.
+        batch_size: slices in one forward pass.
+        progress: show a progress bar.
+    """
+    from tqdm import tqdm
+
+    if network.spatial_dims == 3:
+        return  # volumes are scored whole
+    network.eval()
+    device = _device(network)
+    scans = []
+    for images in tqdm(dataset.scans(), total=len(dataset.arrays), desc="normal slices", disable=not progress):
+        parts = images.split(batch_size)
+        scans.append(torch.cat([network.detect(part.to(device)).anomaly_score.float().cpu() for part in parts]))
+    network.slice_statistics.fit(scans)
 
 
 class CohortEvaluator(Evaluator):
@@ -365,6 +390,10 @@ def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
             raise InputError(
                 first, "is a result of an earlier run, not a scan", "Keep output_dir outside of the folder of scans."
             )
+
+
+def _device(network: AnomalyDetector) -> torch.device:
+    return next(itertools.chain(network.parameters(), network.buffers())).device
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -16,7 +16,7 @@ from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
 
 from .detector_files import save_detector
-from .inference import StackInferer, calibrate, raise_for_failures
+from .inference import StackInferer, calibrate, fit_slice_statistics, raise_for_failures
 from .stages import StageTrainer, first_process, train_stages
 
 __all__ = ["DetectorTraining"]
@@ -34,6 +34,8 @@ class DetectorTraining:
         calibration_data: the cohort's calibration items; never trained on.
         output_dir: gets ``models/`` and ``training/`` (checkpoint, loss curves).
         inferer: how the detector is run for calibration.
+        volume_score: ``"standardised"``: each slice is compared with normal slices at its place in the stack (see
+            ``SliceStatistics``); ``"maximum"``: the plain maximum over the slices.
         seed: of the whole run.
         resume: take up the last checkpoint.
         save_interval: epochs between checkpoints.
@@ -54,6 +56,7 @@ class DetectorTraining:
         calibration_data: Sequence[dict[str, Any]],
         output_dir: str | Path,
         inferer: StackInferer | None = None,
+        volume_score: str = "standardised",
         seed: int = 0,
         resume: bool = True,
         save_interval: int = 1,
@@ -67,6 +70,9 @@ class DetectorTraining:
         self.calibration_data = list(calibration_data)
         self.output_dir = Path(output_dir)
         self.inferer = inferer or StackInferer()
+        if volume_score not in ("standardised", "maximum"):
+            raise ValueError(f"volume_score is 'standardised' or 'maximum', got {volume_score!r}")
+        self.volume_score = volume_score
         self.seed, self.resume = seed, resume
         self.save_interval, self.val_interval = save_interval, val_interval
         self.num_workers, self.progress = num_workers, progress
@@ -136,6 +142,8 @@ class DetectorTraining:
         )
         self.failures = list(self.train_dataset.failures)
         if first_process():
+            if self.volume_score == "standardised":
+                fit_slice_statistics(self.network, self.train_dataset, self.inferer.batch_size, self.progress)
             self.failures += calibrate(
                 self.network, self.calibration_data, self.preprocessing, self.inferer, self.num_workers, self.progress
             )

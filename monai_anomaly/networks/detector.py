@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 from torch import Tensor, nn
 
-from monai_anomaly.calibration import ConformalCalibration
+from monai_anomaly.calibration import ConformalCalibration, SliceStatistics
 
 __all__ = ["AnomalyDetector", "AnomalyOutput"]
 
@@ -58,6 +58,7 @@ class AnomalyDetector(nn.Module, ABC):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.size_divisor = size_divisor
+        self.slice_statistics = SliceStatistics()
         self.calibration = ConformalCalibration()
 
     @abstractmethod
