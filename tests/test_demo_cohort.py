@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("nilearn", reason="the demonstration cohort needs nilearn")
 
-from monai_anomaly.data import demo
+from monai_anomaly.data import demo_brain, make_demo_cohort
 from monai_anomaly.exceptions import InputError
 
 COUNTS = {"num_training": 2, "num_calibration": 1, "num_normal_test": 2, "num_abnormal_test": 6}
 
 
 def make(folder: Path, **changes: Any) -> Path:
-    return demo.make_demo_cohort(folder, **({"seed": 3, "num_workers": 1, "progress": False} | COUNTS | changes))
+    return make_demo_cohort(folder, **({"seed": 3, "num_workers": 1, "progress": False} | COUNTS | changes))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_datalist(cohort: tuple[Path, dict[str, Any]]) -> None:
     assert sum(item["label"] for item in datalist["test"]) == 6
     assert all(("mask" in item) == (item["label"] == 1) for item in datalist["test"])
     assert set(datalist["lesions"]) == {item["patient"] for item in abnormal(datalist)}
-    assert {lesions[0]["kind"] for lesions in datalist["lesions"].values()} == set(demo.KINDS)
+    assert {lesions[0]["kind"] for lesions in datalist["lesions"].values()} == set(demo_brain.KINDS)
     assert not list(folder.rglob("*.partial")), "unfinished files are left"
     assert sum((folder / item["image"]).is_dir() for item in datalist["test"] + datalist["training"]) == 4
 
@@ -76,7 +76,7 @@ def test_same_seed_same_bytes_whatever_the_workers(cohort: tuple[Path, dict[str,
     # A smaller cohort, made by two processes, is a part of the larger one.
     other = json.loads(make(tmp_path, num_workers=2, num_normal_test=1, num_abnormal_test=2).read_text())
     files = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "cohort.json"]
-    assert len(files) == 4 + 2 + 2 * demo.SHAPE[2]
+    assert len(files) == 4 + 2 + 2 * demo_brain.SHAPE[2]
     for path in files:
         assert path.read_bytes() == (folder / path.relative_to(tmp_path)).read_bytes(), path
     assert other["training"] == datalist["training"]
@@ -85,9 +85,9 @@ def test_same_seed_same_bytes_whatever_the_workers(cohort: tuple[Path, dict[str,
 def test_other_seed_other_voxels(cohort: tuple[Path, dict[str, Any]]) -> None:
     folder, datalist = cohort
     first = read(folder / datalist["training"][0]["image"])[0]
-    second = demo._simulate(4, "training", 0).image
+    second = demo_brain.simulate(4, "training", 0).image
     assert (first != second)[(first > 0) | (second > 0)].mean() > 0.9
-    assert (demo._simulate(3, "training", 0).image == first).all()
+    assert (demo_brain.simulate(3, "training", 0).image == first).all()
 
 
 def test_geometry_and_masks(cohort: tuple[Path, dict[str, Any]]) -> None:
@@ -97,7 +97,7 @@ def test_geometry_and_masks(cohort: tuple[Path, dict[str, Any]]) -> None:
     affines = []
     for item in datalist["training"] + datalist["calibration"] + datalist["test"]:
         image, affine = read(folder / item["image"])
-        assert image.shape == demo.SHAPE
+        assert image.shape == demo_brain.SHAPE
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         assert 1.9 < spacing[0] < 2.2
         np.testing.assert_allclose(spacing[0], spacing[1], rtol=1e-4)
@@ -133,7 +133,7 @@ def test_series_hold_the_scan(cohort: tuple[Path, dict[str, Any]]) -> None:
     series = [item for item in abnormal(datalist) if (folder / item["image"]).is_dir()]
     assert len(series) == 2
     for item in series:
-        scan = demo._simulate(3, "abnormal_test", int(item["patient"][-3:]))
+        scan = demo_brain.simulate(3, "abnormal_test", int(item["patient"][-3:]))
         slices = [pydicom.dcmread(p) for p in (folder / item["image"]).iterdir()]
         normal = np.cross(slices[0].ImageOrientationPatient[:3], slices[0].ImageOrientationPatient[3:])
         slices.sort(key=lambda ds: float(np.dot(normal, ds.ImagePositionPatient)))
@@ -210,11 +210,11 @@ def test_brain_is_cut_out_and_noisy(cohort: tuple[Path, dict[str, Any]]) -> None
 @given(radius=st.floats(7, 16), part=st.floats(0, 0.5), axis=st.integers(0, 2))
 def test_mass_effect_keeps_the_order_of_tissues(radius: float, part: float, axis: int) -> None:
     spacing = (2.0, 2.0, 5.5)
-    grid = demo._Grid(spacing)
+    grid = demo_brain._Grid(spacing)
     center = (40, 45, 10)
-    warp = [np.zeros((*demo.SHAPE[:2], demo.SHAPE[2] * demo.SUBSLICES), np.float32) for _ in range(3)]
+    warp = [np.zeros((*demo_brain.SHAPE[:2], demo_brain.SHAPE[2] * demo_brain.SUBSLICES), np.float32) for _ in range(3)]
     to_template = np.diag([*spacing, 1.0])
-    demo._displace(warp, [demo._Lesion("dark", center, radius, part * radius)], grid, spacing, to_template)
+    demo_brain._displace(warp, [demo_brain._Lesion("dark", center, radius, part * radius)], grid, spacing, to_template)
     line = [40, 45, 31]  # the middle sample of slice 10
     line[axis] = slice(None)  # type: ignore[call-overload]
     source = grid.axes[axis] + warp[axis][tuple(line)]
@@ -225,8 +225,8 @@ def test_mass_effect_keeps_the_order_of_tissues(radius: float, part: float, axis
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(15, 90))
 def test_fields_are_smooth(seed: int, scale: float) -> None:
-    field = demo._Grid((2.0, 2.0, 5.5)).field(np.random.default_rng(seed), scale)
-    assert field.shape == (*demo.SHAPE[:2], demo.SHAPE[2] * demo.SUBSLICES)
+    field = demo_brain._Grid((2.0, 2.0, 5.5)).field(np.random.default_rng(seed), scale)
+    assert field.shape == (*demo_brain.SHAPE[:2], demo_brain.SHAPE[2] * demo_brain.SUBSLICES)
     assert np.isfinite(field).all()
     assert np.abs(field).max() < 7  # unit variance
     assert np.abs(np.diff(field, axis=0)).max() < 7 * 2.0 * 2 / scale  # no faster than its lattice allows
@@ -261,4 +261,4 @@ def test_bad_numbers(bad: dict[str, int], tmp_path: Path) -> None:
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(ImportError, match=r"monai-anomaly\[demo\]"):
-        demo._load_anatomy.__wrapped__()
+        demo_brain.load_anatomy.__wrapped__()
