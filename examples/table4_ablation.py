@@ -132,9 +132,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--slice-axis", default="axial")
     parser.add_argument("--patient-regex")
+    parser.add_argument("--percentiles", type=float, nargs=2, default=[0.5, 90.0])
+    parser.add_argument("--headroom", type=float, default=1.6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    given.preprocessing = ScanPreprocessing((given.size, given.size), given.slice_axis)
+    given.preprocessing = ScanPreprocessing(
+        (given.size, given.size), given.slice_axis, percentiles=given.percentiles, headroom=given.headroom
+    )
     cohort = load_cohort(given.cohort, patient_regex=given.patient_regex)
     given.output.mkdir(parents=True, exist_ok=True)
     results = given.output / "table4.jsonl"

@@ -167,3 +167,25 @@ def test_dictionary_version() -> None:
     np.testing.assert_array_equal(data["image"].numpy(), volume)
     _, (low, high) = plain_normalise(volume[0], 0.5, 99.5, 0.1)
     np.testing.assert_allclose(transform.inverse(out)["image"].numpy(), volume.clip(low, high), rtol=1e-5)
+
+
+def test_headroom_keeps_a_bright_lesion_from_darkening_the_rest() -> None:
+    rng = np.random.default_rng(5)
+    healthy = np.zeros((24, 24, 12), dtype=np.float32)
+    healthy[3:21, 3:21, 1:11] = rng.normal(100, 10, (18, 18, 10))
+    ill = healthy.copy()
+    ill[8:12, 8:12, 3:7] = 160  # 2 % of the tissue
+    same = (healthy == ill) & (healthy > 0)
+
+    def darkening(**options: float) -> float:
+        before, after = (
+            NormalizeForeground(**options)(scan(volume[None]))[0].numpy()[same].mean() for volume in (healthy, ill)
+        )
+        return abs(float(after / before) - 1)
+
+    assert darkening(upper=90.0, headroom=1.6) < 0.02
+    assert darkening(upper=99.5) > 0.1
+    lesion = NormalizeForeground(upper=90.0, headroom=1.6)(scan(ill[None]))[0].numpy()
+    assert lesion[9, 9, 5] > lesion[same].max()
+    with pytest.raises(ValueError, match="headroom"):
+        NormalizeForeground(headroom=0.5)

@@ -42,13 +42,15 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
 
 
 class NormalizeForeground(InvertibleTransform):
-    """Scale each channel so that two percentiles of its foreground become 0 and 1, and clip to that range.
+    """Scale each channel so that two percentiles of its foreground become 0 and ``1 / headroom``, and clip to [0, 1].
 
     Args:
         lower: percentile that becomes 0.
-        upper: percentile that becomes 1.
+        upper: percentile that becomes ``1 / headroom``.
         fraction: see ``foreground_level``.
         clip: clip to [0, 1]; the background then is 0.
+        headroom: room above the upper percentile. An upper percentile near 100 is set by a bright lesion wherever there
+            is one, which darkens the normal tissue of just those scans; a lower one with headroom is not.
 
     Notes:
         No paper states the intensities' scale for volumes. 16-bit input keeps its depth, since all is computed in
@@ -56,9 +58,19 @@ class NormalizeForeground(InvertibleTransform):
         inverse scales back (what was clipped stays clipped).
     """
 
-    def __init__(self, lower: float = 0.5, upper: float = 99.5, fraction: float = 0.1, clip: bool = True) -> None:
+    def __init__(
+        self,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        fraction: float = 0.1,
+        clip: bool = True,
+        headroom: float = 1.0,
+    ) -> None:
         if not 0 <= lower < upper <= 100:
             raise ValueError(f"percentiles must satisfy 0 <= lower < upper <= 100, got {lower}, {upper}")
+        if not headroom >= 1.0:
+            raise ValueError(f"headroom is at least 1, got {headroom}")
+        self.headroom = headroom
         self.lower, self.upper, self.fraction, self.clip = lower, upper, fraction, clip
 
     def __call__(self, img: MetaTensor) -> MetaTensor:
@@ -90,6 +102,7 @@ class NormalizeForeground(InvertibleTransform):
                 raise InputError(
                     source, f"channel {c} has one intensity over its whole foreground", "Remove it from the cohort."
                 )
+            high = low + (high - low) * self.headroom
             scaled[c] = (channel.float() - low) / (high - low)
             ranges.append((low, high))
             # All that is clipped at 0 lies with the background, which would else stand above a negative level.
@@ -118,6 +131,7 @@ class NormalizeForegroundd(MapTransform, InvertibleTransform):
         upper: percentile that becomes 1.
         fraction: see ``foreground_level``.
         clip: clip to [0, 1].
+        headroom: room above the upper percentile.
         allow_missing_keys: as in MONAI.
     """
 
@@ -128,10 +142,11 @@ class NormalizeForegroundd(MapTransform, InvertibleTransform):
         upper: float = 99.5,
         fraction: float = 0.1,
         clip: bool = True,
+        headroom: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = NormalizeForeground(lower, upper, fraction, clip)
+        self.transform = NormalizeForeground(lower, upper, fraction, clip, headroom)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)

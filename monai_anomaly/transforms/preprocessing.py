@@ -26,8 +26,9 @@ class ScanPreprocessing(Compose):
         slice_axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         spacing: pixel spacing within a slice in mm, or None (see ``SliceGrid``).
         tiles: patches per slice (see ``SliceGrid``).
-        percentiles: of the foreground, that become 0 and 1 (see ``NormalizeForeground``).
+        percentiles: of the foreground, that become 0 and ``1 / headroom`` (see ``NormalizeForeground``).
         least_tissue: see ``tissue_slices``.
+        headroom: room above the upper percentile, for lesions brighter than any normal tissue.
         time_point: which volume of a 4-D file or series to read.
     """
 
@@ -37,8 +38,9 @@ class ScanPreprocessing(Compose):
         slice_axis: str = "axial",
         spacing: float | None = None,
         tiles: Sequence[int] = (1, 1),
-        percentiles: Sequence[float] = (0.5, 99.5),
+        percentiles: Sequence[float] = (0.5, 90.0),
         least_tissue: float = 0.1,
+        headroom: float = 1.6,
         time_point: int | None = None,
     ) -> None:
         self.config: dict[str, Any] = {
@@ -47,12 +49,13 @@ class ScanPreprocessing(Compose):
             "spacing": spacing,
             "tiles": [int(n) for n in tiles],
             "percentiles": [float(p) for p in percentiles],
+            "headroom": float(headroom),
             "least_tissue": float(least_tissue),
         }
         self.time_point = time_point
         self.least_tissue = least_tissue
         self._load = LoadScand("image", time_point=time_point)
-        self._normalize = NormalizeForegroundd("image", percentiles[0], percentiles[1])
+        self._normalize = NormalizeForegroundd("image", percentiles[0], percentiles[1], headroom=headroom)
         self._slice = SliceGridd("image", image_size, slice_axis, spacing, tiles)
         super().__init__([self._load, self._normalize, self._slice])
 
