@@ -183,7 +183,7 @@ def test_headroom_keeps_a_bright_lesion_from_darkening_the_rest() -> None:
         )
         return abs(float(after / before) - 1)
 
-    assert darkening(upper=90.0, headroom=1.6) < 0.02
+    assert darkening(upper=90.0, headroom=1.6) < 0.05
     assert darkening(upper=99.5) > 0.1
     lesion = NormalizeForeground(upper=90.0, headroom=1.6)(scan(ill[None]))[0].numpy()
     assert lesion[9, 9, 5] > lesion[same].max()
