@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import csv
 import difflib
+import inspect
 import json
 import logging
+import pydoc
 import re
 import sys
 from collections.abc import Sequence
@@ -115,16 +117,36 @@ def check_overrides(overrides: Sequence[str], config: dict[str, Any], where: str
     for override in overrides:
         at: Any = config
         for part in override.replace("::", "#").split("#"):
-            if isinstance(at, dict) and part not in at and "_target_" in at:
-                break  # an argument of the component; a wrong one is refused when it is built
             known = (
                 list(at) if isinstance(at, dict) else [str(i) for i in range(len(at))] if isinstance(at, list) else []
             )
+            if isinstance(at, dict) and part not in at and "_target_" in at:
+                arguments = _arguments(str(at["_target_"]))
+                if arguments is None or part in arguments:
+                    break
+                known = arguments
             if part not in known:
                 near = difflib.get_close_matches(part, known, n=1)
                 hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(sorted(known))}."
                 raise InputError(f"--{override}", f"{part} names nothing in {where}", hint)
             at = at[part] if isinstance(at, dict) else at[int(part)]
+
+
+def _arguments(target: str) -> list[str] | None:
+    """The arguments of a component; None where they are not known or any will do."""
+    from monai.bundle.config_item import ComponentLocator
+
+    module = ComponentLocator().get_component_module_name(target)
+    kind = pydoc.locate(f"{module}.{target}" if isinstance(module, str) else target)
+    if not callable(kind):
+        return None
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters]
 
 
 def _is_bundle_run(argv: Sequence[str]) -> bool:

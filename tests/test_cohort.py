@@ -209,9 +209,9 @@ def test_datalist(tmp_path: Path) -> None:
     cohort = load_cohort(source)
     assert cohort == load_cohort(source.parent)
     images = tmp_path / "data" / "images"
-    expected = {"image": str(images / "a.png"), "case": "images__a", "patient": "7", "label": 0, "mask": None}
+    expected = {"image": str(images / "a.png"), "case": "a", "patient": "7", "label": 0, "mask": None}
     assert cohort.training[0] == {**expected, "site": "X"}
-    assert cohort.training[1]["patient"] == "images__b"
+    assert cohort.training[1]["patient"] == "b"
     assert cohort.test[0]["image"] == [str(images / "d.png"), str(images / "e.png")]
     assert cohort.test[0]["mask"] == str(tmp_path / "data/m.png")
     assert cohort.test[0]["case"] == "my-case"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +31,11 @@ Sides = dict[str, list[Item]]
 SIDES = ("training", "calibration", "test")
 DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
 
-# Bytes from the middle of a file that tell most files of equal size apart without reading them whole.
-_PROBE_BYTES = 1 << 16
+# Voxel bytes that tell most volumes of one size apart without unpacking them whole.
+_PROBE_BYTES = 1 << 22
+# A NIfTI-1 header with the four bytes that say whether extensions follow.
+_NIFTI_HEADER = 352
+_BLOCK = 1 << 20
 # A mask's affine may differ from its scan's by this part of a voxel (headers store float32).
 _MASK_VOXELS = 1e-3
 
@@ -391,11 +396,14 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
             raise InputError("patient_regex", f"{patient_regex!r} has no group", "Put the patient in parentheses.")
     table = None if single else _read_patients(root / "patients.csv")
     assumed = 0
+    outside = [Path(_files(item)[0]) for side in SIDES for item in sides[side]]
+    outside = [path for path in outside if not path.is_relative_to(root)]
+    common = Path(os.path.commonpath([path.parent for path in outside])) if outside else root
     for item in (item for side in SIDES for item in sides[side]):
         first = Path(_files(item)[0])
         inside = first.is_relative_to(root)
         relative = first.relative_to(root) if inside else first
-        short = relative if inside else Path(*first.parts[-2:])
+        short = relative if inside else first.relative_to(common)
         if item.get("case") is None:
             item["case"] = "__".join((*short.parts[:-1], _stem(short)))
         if item.get("patient") not in (None, ""):
@@ -480,15 +488,15 @@ def _check(cohort: Cohort, source: Path) -> None:
 
 def _check_content(sides: Sides, source: Path) -> None:
     """Refuse the same image on two sides, and warn of copies on one."""
-    alike: dict[tuple[int, bytes], dict[str, str]] = defaultdict(dict)
+    alike: dict[str, dict[str, str]] = defaultdict(dict)
     for side, file in _images(sides):
-        alike[_probe(Path(file))].setdefault(f"{side}\n{file}", file)
+        alike[_shown(Path(file), _PROBE_BYTES)].setdefault(f"{side}\n{file}", file)
     copies: dict[str, list[str]] = defaultdict(list)
     for group in alike.values():
         seen: dict[str, tuple[str, str]] = {}
         for key, file in group.items() if len(group) > 1 else ():
             side = key.partition("\n")[0]
-            digest = content_hash(file)
+            digest = _shown(Path(file))
             other, first = seen.setdefault(digest, (side, file))
             if other != side:
                 problem = f"{first} ({other}) and {file} ({side}) are the same image"
@@ -506,17 +514,40 @@ def _images(sides: Sides) -> Iterator[tuple[str, str]]:
                 yield side, file
 
 
-def _probe(path: Path) -> tuple[int, bytes]:
-    """Size and, for a file, some bytes from its middle: files that differ in either differ in content."""
+def _shown(path: Path, most: int = -1) -> str:
+    """Digest of what an image shows, however it is packed: recompressed or converted copies have the same.
+
+    Args:
+        path: of a scan.
+        most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
+    """
+    from monai_anomaly.data.dicom import is_dicom_file
+    from monai_anomaly.transforms.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+
     try:
         if path.is_dir():
-            return sum(file.stat().st_size for file in path.iterdir() if file.is_file()), b""
-        size = path.stat().st_size
-        with path.open("rb") as opened:
-            opened.seek(max(0, (size - _PROBE_BYTES) // 2))
-            return size, sha256(opened.read(_PROBE_BYTES)).digest()
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
+            files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))
+            return sha256("".join(sorted(_file_hash(file) for file in files)).encode()).hexdigest()
+        suffix = scan_suffix(path).lower()
+        if suffix in PICTURE_SUFFIXES:
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture)
+            return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
+        if suffix in NIFTI_SUFFIXES:
+            with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
+                header = file.read(_NIFTI_HEADER)
+                # bytes 40 to 55 are the dimensions, 70 to 73 the type of a voxel
+                digest = sha256(header[40:56] + header[70:74])
+                while block := file.read(_BLOCK if most < 0 else min(_BLOCK, most)):
+                    digest.update(block)
+                    if most >= 0 and (most := most - len(block)) <= 0:
+                        break
+            return digest.hexdigest()
+    except (OSError, EOFError, ValueError, zlib.error):
+        pass  # a broken file has its own bytes alone; reading it as a scan says what is wrong
+    return _file_hash(path)
 
 
 def _file_hash(path: Path) -> str:

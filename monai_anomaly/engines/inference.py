@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.engines.evaluator import Evaluator
 from monai.inferers import Inferer
 from torch import Tensor
@@ -200,6 +201,8 @@ class CohortEvaluator(Evaluator):
     ) -> None:
         from monai_anomaly.writers.atomic import ensure_writable
 
+        if overview_slices < 0:
+            raise ValueError(f"overview_slices is at least 0, got {overview_slices}")
         super().__init__(
             device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, mode="eval", decollate=False
         )
@@ -269,7 +272,7 @@ class CohortEvaluator(Evaluator):
         output = self.inferer(stack, self.network, entry["tissue"])
         anomaly_map = self.preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
         restored = stack if output.restoration is None else output.restoration
-        restoration = self.preprocessing.to_scan(restored, stack, intensities=True).numpy()
+        restoration = self._restoration(scan, stack, restored)
         mask = None if self.threshold is None else anomaly_map > self.threshold
         folder = self.output_dir / item["case"]
         _refuse_foreign(folder)
@@ -313,6 +316,12 @@ class CohortEvaluator(Evaluator):
             if reference is not None:
                 self.pixels.update(anomaly_map, reference)
         return {"case": item["case"], "anomaly_score": score}
+
+    def _restoration(self, scan: MetaTensor, stack: MetaTensor, restored: Tensor) -> np.ndarray:
+        """The scan, changed by what the detector changed: what it did not see stays as it is."""
+        before = self.preprocessing.to_scan(stack, stack, intensities=True)
+        after = self.preprocessing.to_scan(restored, stack, intensities=True)
+        return (scan.as_tensor() + after.sub_(before)).numpy()
 
     @property
     def mask_description(self) -> str:

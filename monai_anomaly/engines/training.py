@@ -70,6 +70,8 @@ class DetectorTraining:
         self.calibration_data = list(calibration_data)
         self.output_dir = Path(output_dir)
         self.inferer = inferer or StackInferer()
+        if save_interval < 1 or val_interval < 1:
+            raise ValueError(f"intervals are at least one epoch, got {save_interval} and {val_interval}")
         if volume_score not in ("standardised", "maximum"):
             raise ValueError(f"volume_score is 'standardised' or 'maximum', got {volume_score!r}")
         self.volume_score = volume_score
