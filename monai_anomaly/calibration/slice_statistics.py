@@ -22,15 +22,15 @@ class SliceStatistics(nn.Module):
         num_positions: places along the stack, from its first tissue slice to its last, that are told apart.
 
     Attributes:
-        mean: shape (num_positions,), NaN while not fitted.
-        std: shape (num_positions,), NaN while not fitted.
+        mean: shape (num_positions,), 0 while not fitted, which leaves scores as they are.
+        std: shape (num_positions,), 1 while not fitted.
     """
 
     def __init__(self, num_positions: int = 10) -> None:
         super().__init__()
         self.num_positions = num_positions
-        self.register_buffer("mean", torch.full((num_positions,), float("nan")))
-        self.register_buffer("std", torch.full((num_positions,), float("nan")))
+        self.register_buffer("mean", torch.zeros(num_positions))
+        self.register_buffer("std", torch.ones(num_positions))
         # declared here and not in the class body, which TorchScript reads
         self.mean: Tensor
         self.std: Tensor
@@ -64,10 +64,8 @@ class SliceStatistics(nn.Module):
         Returns:
             Shape (1,). While not fitted, the plain maximum.
         """
-        if not bool(torch.isnan(self.mean).any()):
-            places = self._places(scores.numel())
-            scores = (scores - self.mean.cpu()[places]) / self.std.cpu()[places]
-        return scores.max()[None]
+        places = self._places(scores.numel())
+        return ((scores - self.mean.cpu()[places]) / self.std.cpu()[places]).max()[None]
 
     def _places(self, slices: int) -> Tensor:
         return ((torch.arange(slices) + 0.5) / slices * self.num_positions).long()
