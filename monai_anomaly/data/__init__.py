@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .cohort import Cohort, content_hash, load_cohort, load_mask, write_datalist
+from .cohort import Cohort, load_cohort, load_mask, write_datalist
+from .content import content_hash
 from .demo import make_demo_cohort
 from .slices import ScanDataset, SliceDataset
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 import re
 import warnings
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +17,12 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
+from .content import shown_digest
+
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["Cohort", "content_hash", "load_cohort", "load_mask", "write_datalist"]
+__all__ = ["Cohort", "load_cohort", "load_mask", "write_datalist"]
 
 Item = dict[str, Any]
 Sides = dict[str, list[Item]]
@@ -33,9 +32,6 @@ DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
 
 # Voxel bytes that tell most volumes of one size apart without unpacking them whole.
 _PROBE_BYTES = 1 << 22
-# A NIfTI-1 header with the four bytes that say whether extensions follow.
-_NIFTI_HEADER = 352
-_BLOCK = 1 << 20
 # A mask's affine may differ from its scan's by this part of a voxel (headers store float32).
 _MASK_VOXELS = 1e-3
 
@@ -178,30 +174,6 @@ def write_datalist(
     datalist = {"name": root.name, **{side: [_relative(item, output.parent) for item in sides[side]] for side in SIDES}}
     write_json(output, datalist)
     return datalist
-
-
-def content_hash(image: str | Sequence[str]) -> str:
-    """SHA-256 of what a scan's files hold, whatever they are called.
-
-    Args:
-        image: path of a file or DICOM folder, or a list of them.
-
-    Returns:
-        64 hexadecimal digits. For one file, the digest of its bytes; for a folder, of the sorted digests of its files;
-        for a list of several, of their digests in turn.
-
-    Raises:
-        InputError: where a file cannot be read.
-    """
-    paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
-    digests = []
-    for path in paths:
-        if path.is_dir():
-            parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
-            digests.append(sha256("".join(parts).encode()).hexdigest())
-        else:
-            digests.append(_file_hash(path))
-    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
 def load_mask(path: str | Path, reference: MetaTensor) -> np.ndarray:
@@ -490,13 +462,13 @@ def _check_content(sides: Sides, source: Path) -> None:
     """Refuse the same image on two sides, and warn of copies on one."""
     alike: dict[str, dict[str, str]] = defaultdict(dict)
     for side, file in _images(sides):
-        alike[_shown(Path(file), _PROBE_BYTES)].setdefault(f"{side}\n{file}", file)
+        alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault(f"{side}\n{file}", file)
     copies: dict[str, list[str]] = defaultdict(list)
     for group in alike.values():
         seen: dict[str, tuple[str, str]] = {}
         for key, file in group.items() if len(group) > 1 else ():
             side = key.partition("\n")[0]
-            digest = _shown(Path(file))
+            digest = shown_digest(Path(file))
             other, first = seen.setdefault(digest, (side, file))
             if other != side:
                 problem = f"{first} ({other}) and {file} ({side}) are the same image"
@@ -512,50 +484,6 @@ def _images(sides: Sides) -> Iterator[tuple[str, str]]:
         for item in sides[side]:
             for file in _files(item):
                 yield side, file
-
-
-def _shown(path: Path, most: int = -1) -> str:
-    """Digest of what an image shows, however it is packed: recompressed or converted copies have the same.
-
-    Args:
-        path: of a scan.
-        most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
-    """
-    from monai_anomaly.data.dicom import is_dicom_file
-    from monai_anomaly.transforms.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
-
-    try:
-        if path.is_dir():
-            files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))
-            return sha256("".join(sorted(_file_hash(file) for file in files)).encode()).hexdigest()
-        suffix = scan_suffix(path).lower()
-        if suffix in PICTURE_SUFFIXES:
-            from PIL import Image
-
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture)
-            return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
-        if suffix in NIFTI_SUFFIXES:
-            with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
-                header = file.read(_NIFTI_HEADER)
-                # bytes 40 to 55 are the dimensions, 70 to 73 the type of a voxel
-                digest = sha256(header[40:56] + header[70:74])
-                while block := file.read(_BLOCK if most < 0 else min(_BLOCK, most)):
-                    digest.update(block)
-                    if most >= 0 and (most := most - len(block)) <= 0:
-                        break
-            return digest.hexdigest()
-    except (OSError, EOFError, ValueError, zlib.error):
-        pass  # a broken file has its own bytes alone; reading it as a scan says what is wrong
-    return _file_hash(path)
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
 
 
 def _relative(item: Item, folder: Path) -> Item:

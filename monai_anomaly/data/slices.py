@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from monai_anomaly.exceptions import InputError
 
-from .cohort import content_hash
+from .content import content_hash
 from .proxy_cache import ArrayCache
 
 __all__ = ["ScanDataset", "SliceDataset", "describe_failure"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_anomaly.data.cohort import content_hash
+from monai_anomaly.data.content import content_hash
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector

@@ -1,0 +1,88 @@
+"""What a scan's files hold: their bytes, for caches, and what they show, for copies that are packed otherwise."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Sequence
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+__all__ = ["content_hash", "shown_digest"]
+
+# A NIfTI-1 header with the four bytes that say whether extensions follow.
+_NIFTI_HEADER = 352
+_BLOCK = 1 << 20
+
+
+def content_hash(image: str | Sequence[str]) -> str:
+    """SHA-256 of what a scan's files hold, whatever they are called.
+
+    Args:
+        image: path of a file or DICOM folder, or a list of them.
+
+    Returns:
+        64 hexadecimal digits. For one file, the digest of its bytes; for a folder, of the sorted digests of its files;
+        for a list of several, of their digests in turn.
+
+    Raises:
+        InputError: where a file cannot be read.
+    """
+    paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
+    digests = []
+    for path in paths:
+        if path.is_dir():
+            parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
+            digests.append(sha256("".join(parts).encode()).hexdigest())
+        else:
+            digests.append(_file_hash(path))
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
+def shown_digest(path: Path, most: int = -1) -> str:
+    """Digest of what an image shows, however it is packed: recompressed or converted copies have the same.
+
+    Args:
+        path: of a scan.
+        most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
+    """
+    from monai_anomaly.data.dicom import is_dicom_file
+    from monai_anomaly.transforms.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+
+    try:
+        if path.is_dir():
+            files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))
+            return sha256("".join(sorted(_file_hash(file) for file in files)).encode()).hexdigest()
+        suffix = scan_suffix(path).lower()
+        if suffix in PICTURE_SUFFIXES:
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture)
+            return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
+        if suffix in NIFTI_SUFFIXES:
+            with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
+                header = file.read(_NIFTI_HEADER)
+                # bytes 40 to 55 are the dimensions, 70 to 73 the type of a voxel
+                digest = sha256(header[40:56] + header[70:74])
+                while block := file.read(_BLOCK if most < 0 else min(_BLOCK, most)):
+                    digest.update(block)
+                    if most >= 0 and (most := most - len(block)) <= 0:
+                        break
+            return digest.hexdigest()
+    except (OSError, EOFError, ValueError, zlib.error):
+        pass  # a broken file has its own bytes alone; reading it as a scan says what is wrong
+    return _file_hash(path)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
