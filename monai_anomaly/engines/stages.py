@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer, ABC):
     """One stage of a detector's training; a method states ``training_step`` and ``validation_loss``.
 
     Args:
@@ -78,6 +79,7 @@ class StageTrainer(Trainer):
         """Run the epochs that are left."""
         Workflow.run(self)
 
+    @abstractmethod
     def training_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """One optimiser step.
 
@@ -87,11 +89,10 @@ class StageTrainer(Trainer):
         Returns:
             Scalars: ``loss`` is the whole objective, ``error`` what ``validation_loss`` measures too.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The mean error of a batch of held-out normals, a scalar, with the network in eval mode."""
-        raise NotImplementedError
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         batch = self.to_device(batchdata)
