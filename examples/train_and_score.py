@@ -13,19 +13,18 @@ from typing import Any
 import torch
 from monai.networks.nets import PatchDiscriminator
 from monai.utils import set_determinism
-from torch.utils.data import DataLoader
 
-from monai_anomaly.data import SliceDataset, load_cohort
 from monai_anomaly.engines import (
     CohortEvaluator,
     DetectorTraining,
     ImageReconstructionTrainer,
     ProxyExtractionTrainer,
+    TrainingData,
     load_detector,
     scan_loader,
 )
 from monai_anomaly.networks import ProxyAno
-from monai_anomaly.transforms import RandPseudoAbnormalProxyd, ScanPreprocessing, SuperpixelImage
+from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SuperpixelImage
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -46,28 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     set_determinism(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    cohort = load_cohort(given.cohort)
-    preprocessing = ScanPreprocessing(image_size=(given.size, given.size))
     proxy = SuperpixelImage()
-    paste = RandPseudoAbnormalProxyd("proxy", "donor", "pseudo_proxy", "paste_mask")
-    slices = SliceDataset(cohort.training, preprocessing, proxy, paste, "other", cache_dir=given.output / "cache")
-    loader = DataLoader(slices, batch_size=8, shuffle=True)
-
-    channels = slices.channels
+    data = TrainingData(
+        given.cohort,
+        image_size=(given.size, given.size),
+        proxy=proxy,
+        slice_transform=RandPseudoAbnormalProxyd("proxy", "donor", "pseudo_proxy", "paste_mask"),
+        donors="other",
+        cache_dir=given.output / "cache",
+    )
+    channels = data.train_dataset.channels
     network = ProxyAno(2, channels, proxy.proxy_channels(channels)).to(device)
     discriminator = PatchDiscriminator(2, channels=64, in_channels=channels, num_layers_d=3).to(device)
     modules = (network.proxy_module, network.reconstruction_module, discriminator)
     first, second, third = (torch.optim.Adam(m.parameters(), lr=0.001) for m in modules if m is not None)
     stages = [
-        ProxyExtractionTrainer(network, device, given.epochs, loader, first),
-        ImageReconstructionTrainer(network, discriminator, device, given.epochs, loader, second, third),
+        ProxyExtractionTrainer(network, device, given.epochs, data.train_loader, first),
+        ImageReconstructionTrainer(network, discriminator, device, given.epochs, data.train_loader, second, third),
     ]
-    training = DetectorTraining(network, stages, slices, cohort.calibration, given.output)
+    training = DetectorTraining(network, stages, data, given.output)
     training.run()
     training.finish()
 
     saved = load_detector(given.output / "models")
-    scans = scan_loader(cohort.test, saved.preprocessing)
+    scans = scan_loader(data.cohort.test, saved.preprocessing)
     evaluator = CohortEvaluator(saved.network, saved.preprocessing, scans, given.output, device, evaluate=True)
     evaluator.run()
     metrics = evaluator.finish()

@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["check_overrides", "check_run", "setup_process", "tell_results"]
+__all__ = ["check_overrides", "check_run", "setup_process", "tell_results", "train_and_evaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,40 @@ def setup_process(seed: int, backend: str | None = None) -> None:
             dist.init_process_group(backend)
         # ignite asks all processes at once or it waits for ever.
         idist.sync()
+
+
+def train_and_evaluate(
+    bundle_root: str | Path,
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    options: dict[str, Any],
+    *,
+    overlays: Sequence[str] = (),
+    seed: int = 0,
+    num_workers: int = 2,
+) -> None:
+    """Run a bundle's ``train.yaml`` and ``evaluate.yaml``, and say what came out.
+
+    Args:
+        bundle_root: the bundle.
+        dataset_dir: the cohort.
+        output_dir: gets what both write.
+        options: of the training.
+        overlays: names of config files of the bundle that are laid over ``train.yaml``.
+        seed: of the training.
+        num_workers: threads.
+    """
+    import monai.bundle
+
+    where = {"bundle_root": str(bundle_root), "dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
+    train, *over, evaluate = (
+        str(Path(bundle_root) / "configs" / f"{name}.yaml") for name in ("train", *overlays, "evaluate")
+    )
+    # MONAI passes over overrides that are None.
+    given = {name: "$None" if value is None else value for name, value in options.items()}
+    monai.bundle.run(config_file=[train, *over], seed=seed, num_workers=num_workers, **where, **given)
+    monai.bundle.run(config_file=evaluate, **where)
+    tell_results(output_dir)
 
 
 def tell_results(output_dir: str | Path) -> None:
@@ -169,6 +203,9 @@ def _check_argv(argv: Sequence[str]) -> None:
     overrides = [name for name in [*arguments, *given] if name not in _RUN_ARGUMENTS and not name.startswith("_meta_")]
     if "tracking" in given or "tracking" in arguments:
         overrides = [name for name in overrides if name not in _TRACKING_ARGUMENTS]
+    for name in overrides:
+        if _literal(given[name]) is None if name in given else arguments[name] is None:
+            raise InputError(f"--{name}", "MONAI passes over None on the command line", "Write '$None', in quotes.")
     names = [Path(f).name for f in ([config_file] if isinstance(config_file, str) else config_file)]
     check_overrides(overrides, ConfigParser.load_config_files(config_file), " + ".join(names))
 

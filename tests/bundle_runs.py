@@ -21,7 +21,8 @@ from scipy.spatial.transform import Rotation
 
 from monai_anomaly.exceptions import InputError
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "proxyano"
+BUNDLES = Path(__file__).parents[1] / "bundles"
+BUNDLE = BUNDLES / "proxyano"
 CONFIGS = BUNDLE / "configs"
 SHAPE = (24, 28, 4)
 EMPTY_SLICE = 3
@@ -96,17 +97,19 @@ def write_dicom(folder: Path, seed: int, uid: str | None = None, start: int = 0)
     return affine
 
 
-def run_bundle(config: str | list[str], output: Path, dataset: Path | None = None, **options: Any) -> None:
+def run_bundle(
+    config: str | list[str], output: Path, dataset: Path | None = None, bundle: Path = BUNDLE, **options: Any
+) -> None:
     """``monai.bundle.run`` in this process, with the bundle's config files by name or by path."""
     names = [config] if isinstance(config, str) else config
-    files = [str(CONFIGS / f"{name}.yaml") if "/" not in name else name for name in names]
+    files = [str(bundle / "configs" / f"{name}.yaml") if "/" not in name else name for name in names]
     if dataset is not None:
         options["dataset_dir"] = str(dataset)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*patients of .* scans are not known")
         warnings.filterwarnings("ignore", message="parsing config_file")
         monai.bundle.run(
-            config_file=files, bundle_root=str(BUNDLE), output_dir=str(output), logging_file=False, **options
+            config_file=files, bundle_root=str(bundle), output_dir=str(output), logging_file=False, **options
         )
 
 

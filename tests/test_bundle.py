@@ -25,11 +25,9 @@ from bundle_runs import (
     write_dicom,
     write_nifti,
 )
-from monai.bundle import ConfigParser
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from monai_anomaly.bundle import check_overrides
 from monai_anomaly.data import load_cohort
 
 pytest_plugins = ["bundle_fixtures"]
@@ -183,15 +181,6 @@ def test_pictures_give_tiff_and_png(trained: Path, tmp_path: Path) -> None:
         assert {"anomaly_map.png", "anomaly_mask.png", "restoration.png", "overview.png"} <= {
             p.name for p in case.iterdir()
         }
-
-
-@pytest.mark.parametrize("name", ["brain_mri", "retinal_oct", "retinal_fundus", "image_to_image"])
-def test_overlays_name_only_what_train_knows(name: str) -> None:
-    overlay = ConfigParser.load_config_file(str(CONFIGS / f"{name}.yaml"))
-    check_overrides(list(overlay), ConfigParser.load_config_file(str(CONFIGS / "train.yaml")), "train.yaml")
-    files = [str(CONFIGS / "train.yaml"), str(CONFIGS / f"{name}.yaml")]
-    merged = ConfigParser(ConfigParser.load_config_files(files))
-    assert all(merged[key] == value for key, value in overlay.items())
 
 
 def test_overlays_need_not_be_named_again_for_inference(tiny_cohort: Path, tmp_path: Path) -> None:

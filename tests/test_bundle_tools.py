@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,66 +15,6 @@ from bundle_runs import BUNDLE, CONFIGS, SMALL, command, refusal, run_bundle, ta
 from monai_anomaly.engines import load_detector
 
 pytest_plugins = ["bundle_fixtures"]
-NARROW = {"network_def#channels": SMALL["network_def#channels"]}
-METADATA = str(CONFIGS / "metadata.json")
-
-
-@pytest.mark.filterwarnings("ignore:No hash value provided")
-def test_metadata_follow_the_schema(real_data: Path, tmp_path: Path) -> None:
-    schema = real_data.parent / "schema" / "meta_schema_20240725.json"
-    if not schema.is_file():
-        pytest.skip("MONAI's metadata schema meta_schema_20240725.json is not beside the real data")
-    # a copy: the tool would download into the place it is given
-    monai.bundle.verify_metadata(meta_file=METADATA, filepath=shutil.copy(schema, tmp_path / "schema.json"))
-
-
-def test_network_keeps_the_shapes_of_the_metadata() -> None:
-    monai.bundle.verify_net_in_out(
-        net_id="network_def",
-        meta_file=METADATA,
-        config_file=str(CONFIGS / "train.yaml"),
-        device="cpu",
-        n=2,
-        any=1,
-        **NARROW,
-    )
-
-
-def test_exported_torchscript_equals_the_detector(trained: Path, tmp_path: Path) -> None:
-    monai.bundle.ckpt_export(
-        net_id="network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(trained / "models" / "model.pt"),
-        meta_file=METADATA,
-        config_file=str(CONFIGS / "inference.yaml"),
-        model_dir=str(trained / "models"),
-    )
-    exported = torch.jit.load(tmp_path / "model.ts")
-    network = load_detector(trained / "models").network
-    image = torch.rand(2, 1, 32, 48, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = network(image)
-        assert expected.std() > 0
-        torch.testing.assert_close(exported(image), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(exported.calibration.map_maxima, network.calibration.map_maxima, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer"), ("evaluate", "infer")])
-def test_no_property_is_missing(config: str, kind: str, trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
-    models = {} if config == "train" else {"model_dir": str(trained / "models")}
-    workflow = monai.bundle.ConfigWorkflow(
-        config_file=str(CONFIGS / f"{config}.yaml"),
-        workflow_type=kind,
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(tiny_cohort),
-        output_dir=str(tmp_path),
-        progress=False,
-        **models,
-        **(SMALL if config == "train" else {}),
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
 
 
 def test_handlers_come_by_an_override_file(tiny_cohort: Path, tmp_path: Path) -> None:
@@ -141,7 +81,7 @@ def test_a_value_that_a_component_refuses_is_told_in_one_line(
     capsys.readouterr()
     sys.excepthook(caught.type, caught.value, caught.tb)
     told = "slice_axis is one of ['axial', 'coronal', 'sagittal'], got 'axiall'"
-    assert capsys.readouterr().err == f"error: monai_anomaly.transforms.ScanPreprocessing: {told}\n"
+    assert capsys.readouterr().err == f"error: monai_anomaly.engines.TrainingData: {told}\n"
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -154,3 +94,25 @@ def test_a_wrong_bundle_root_is_refused(tiny_cohort: Path, tmp_path: Path) -> No
         logging_file=False,
     )
     assert line == f"bundle_root {tmp_path}: not a bundle: it has no configs/metadata.json. Pass --bundle_root FOLDER."
+
+
+def test_none_is_given_as_an_expression(tiny_cohort: Path, tmp_path: Path) -> None:
+    files = str([str(CONFIGS / f"{name}.yaml") for name in ("train", "image_to_image")])
+
+    def train(value: str) -> subprocess.CompletedProcess[str]:
+        return command(
+            *("-m", "monai.bundle", "run", "--config_file", files),
+            *("--bundle_root", BUNDLE, "--dataset_dir", tiny_cohort, "--output_dir", tmp_path / "out"),
+            *(f"--{name}={option}" for name, option in SMALL.items() if not name.startswith("discriminator")),
+            *("--network_def#memory", value),
+            folder=tmp_path,
+        )
+
+    refused = train("None")
+    assert refused.returncode == 1
+    told = "error: --network_def#memory: MONAI passes over None on the command line. Write '$None', in quotes.\n"
+    assert refused.stderr.endswith(told)
+    assert not (tmp_path / "out").exists()
+    done = train("$None")
+    assert done.returncode == 0, done.stderr
+    assert load_detector(tmp_path / "out" / "models").description["network"]["arguments"]["memory"] is None

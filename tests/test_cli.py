@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bundle_runs import BUNDLE, command, write_nifti
+from bundle_runs import BUNDLES, command, write_nifti
 
 from monai_anomaly import __version__
 from monai_anomaly.__main__ import main
@@ -27,20 +27,18 @@ print("imported")
 
 
 def test_bundles_are_written_once(tmp_path: Path) -> None:
+    names = sorted(path.parts[-3] for path in BUNDLES.glob("*/configs/train.yaml"))
     done = command("-m", "monai_anomaly", "bundles", "b", folder=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{Path('b') / 'proxyano'}\n", "")
-    copied = {p.relative_to(tmp_path / "b" / "proxyano") for p in (tmp_path / "b").rglob("*") if p.is_file()}
-    assert {
-        Path("configs/train.yaml"),
-        Path("configs/metadata.json"),
-        Path("docs/README.md"),
-        Path("LICENSE"),
-    } <= copied
+    assert (done.returncode, done.stdout, done.stderr) == (0, "".join(f"{Path('b') / name}\n" for name in names), "")
+    copied = {p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*") if p.is_file()}
+    for name in names:
+        for file in ("configs/train.yaml", "configs/metadata.json", "docs/README.md", "LICENSE"):
+            assert Path(name) / file in copied
     for path in copied:
-        assert (tmp_path / "b" / "proxyano" / path).read_bytes() == (BUNDLE / path).read_bytes()
+        assert (tmp_path / "b" / path).read_bytes() == (BUNDLES / path).read_bytes()
     again = command("-m", "monai_anomaly", "bundles", "b", folder=tmp_path)
     assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr == "error: b/proxyano: exists already. Name another folder, or remove it first.\n"
+    assert again.stderr == f"error: b/{names[0]}: exists already. Name another folder, or remove it first.\n"
 
 
 def test_bundles_into_a_place_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,6 +123,7 @@ def test_about_800_superpixels_at_the_paper_size() -> None:
     assert SuperpixelImage().count((128, 256)) == 400
     assert SuperpixelImage().count((8, 8)) == 4
     assert SuperpixelImage().count((8, 8, 8)) == 8
+    assert SuperpixelImage().count((64, 64, 64)) == 354  # 64^3 / 9.05^3
     assert SuperpixelImage(50).count((256, 256)) == 50
     assert abs(len(np.unique(SuperpixelImage().segment(curves()))) - 800) < 0.2 * 800
 

@@ -189,6 +189,18 @@ def test_resampling_is_the_mean_of_the_pixels_that_it_joins() -> None:
     np.testing.assert_allclose(stack[0, 2:-2, 5, 0].numpy(), 2 * np.arange(16)[2:-2] + 0.5, atol=1e-5)
 
 
+def test_each_slice_is_resampled_by_itself_however_many_there_are() -> None:
+    volume = np.random.default_rng(0).random((2, 9, 7, 37), dtype=np.float32)
+    grid = SliceGrid((16, 12))
+    stack = grid(scan(volume))
+    assert stack.dtype == torch.float32
+    back = grid.inverse(stack)
+    for s in range(37):
+        single = grid(scan(volume[..., s : s + 1]))
+        assert torch.equal(single.as_tensor(), stack.as_tensor()[..., s : s + 1])
+        assert torch.equal(grid.inverse(single).as_tensor(), back.as_tensor()[..., s : s + 1])
+
+
 @pytest.mark.parametrize("tiles", [(2, 2), (3, 2), (1, 3)])
 def test_tiles_are_the_patches_of_each_slice(tiles: tuple[int, int]) -> None:
     rows, columns = 4 * tiles[0], 5 * tiles[1]

@@ -12,21 +12,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader
 from monai.networks.nets import PatchDiscriminator
 
-from monai_anomaly.data import SliceDataset
+from monai_anomaly.data import Cohort
 from monai_anomaly.engines import (
     DetectorTraining,
     ImageReconstructionTrainer,
     ProxyExtractionTrainer,
+    TrainingData,
     load_detector,
     train_stages,
 )
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.losses import ImageReconstructionLoss
 from monai_anomaly.networks import ProxyAno
-from monai_anomaly.transforms import RandPseudoAbnormalProxyd, ScanPreprocessing, SmoothPatches
+from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SmoothPatches
 
 SIZE = 32
 
@@ -65,17 +65,16 @@ class Run:
         torch.manual_seed(0)
         self.network = ProxyAno(channels=(4, 8), latent_channels=4, num_items=8, decay=0.6, restart_below=0.3)
         self.discriminator = PatchDiscriminator(spatial_dims=2, in_channels=1, channels=4, num_layers_d=2)
-        dataset = SliceDataset(
-            cohort[:2],
-            ScanPreprocessing((SIZE, SIZE)),
-            SmoothPatches(8),
-            RandPseudoAbnormalProxyd("proxy", size_range=size_range),
+        data = TrainingData(
+            Cohort(Path(cohort[0]["image"]).parent, cohort[:2], cohort[2:], []),
+            image_size=(SIZE, SIZE),
+            proxy=SmoothPatches(8),
+            slice_transform=RandPseudoAbnormalProxyd("proxy", size_range=size_range),
             donors=donors,
+            batch_size=3,
             progress=False,
         )
-        held_out = SliceDataset(cohort[2:], ScanPreprocessing((SIZE, SIZE)), SmoothPatches(8), progress=False)
-        loader = DataLoader(dataset, batch_size=3, shuffle=True, num_workers=0)
-        validation = DataLoader(held_out, batch_size=4, num_workers=0)
+        loader, validation = data.train_loader, data.val_loader
         torch.manual_seed(99)  # what a fresh process happens to hold does not matter
 
         def adam(module: torch.nn.Module) -> torch.optim.Adam:
@@ -105,9 +104,7 @@ class Run:
                 train_handlers=handlers,
             ),
         ]
-        self.training = DetectorTraining(
-            self.network, self.stages, dataset, cohort[2:], folder, seed=seed, progress=False, **options
-        )
+        self.training = DetectorTraining(self.network, self.stages, data, folder, seed=seed, progress=False, **options)
 
     def go(self) -> Run:
         self.history = self.training.run()
@@ -317,7 +314,7 @@ def test_the_first_module_is_frozen_in_the_second_stage(cohort: list[dict[str, A
 def test_scans_with_other_channels_than_the_network(cohort: list[dict[str, Any]], tmp_path: Path) -> None:
     run = Run(cohort, tmp_path)
     with pytest.raises(InputError, match=r"1 channel\(s\), the network takes 3.*--in_channels 1"):
-        DetectorTraining(ProxyAno(in_channels=3, channels=(4,)), [], run.training.train_dataset, [], tmp_path)
+        DetectorTraining(ProxyAno(in_channels=3, channels=(4,)), [], run.training.data, tmp_path)
 
 
 def test_bad_scans_end_the_training_with_their_names(cohort: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ __all__ = ["Cohort", "load_cohort", "load_mask", "write_datalist"]
 Item = dict[str, Any]
 Sides = dict[str, list[Item]]
 
-SIDES = ("training", "calibration", "test")
+SIDES = ("training", "validation", "calibration", "test")
 DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
 
 # Voxel bytes that tell most volumes of one size apart without unpacking them whole.
@@ -49,25 +49,33 @@ class Cohort:
         training: items to train on, all of label 0.
         calibration: items to set thresholds on, all of label 0.
         test: items to detect in.
+        validation: items that a training watches and fits its held-out statistics on, all of label 0.
     """
 
     root: Path
     training: list[Item]
     calibration: list[Item]
     test: list[Item]
+    validation: list[Item] = field(default_factory=list)
 
 
 def load_cohort(
-    source: str | Path, *, patient_regex: str | None = None, calibration_fraction: float = 0.2, seed: int = 0
+    source: str | Path,
+    *,
+    patient_regex: str | None = None,
+    calibration_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
 ) -> Cohort:
     """Describe the cohort that a file or folder holds.
 
-    Accepted are, tried in this order: a datalist JSON (sections ``training``, ``calibration``, ``test`` of items with
-    ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``; paths relative to its folder), a single scan
-    file or folder of one DICOM series, a folder with one such JSON named ``cohort.json``, ``datalist.json`` or
-    ``dataset.json``, a folder ``train/normal`` [, ``calibration/normal``], ``test/normal``, ``test/abnormal``,
-    ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<stem>_mask.png``), and
-    any other folder, all of whose scans are test items of unknown label. A folder with DICOM files counts as one scan.
+    Accepted are, tried in this order: a datalist JSON (sections ``training``, ``validation``, ``calibration``, ``test``
+    of items with ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``; paths relative to its folder), a
+    single scan file or folder of one DICOM series, a folder with one such JSON named ``cohort.json``, ``datalist.json``
+    or ``dataset.json``, a folder ``train/normal`` [, ``validation/normal``, ``calibration/normal``], ``test/normal``,
+    ``test/abnormal``, ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``,
+    ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans are test items of unknown label.
+    A folder with DICOM files counts as one scan.
 
     The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
     relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the
@@ -78,6 +86,8 @@ def load_cohort(
         patient_regex: regular expression with one group.
         calibration_fraction: share (in [0, 1)) of the training patients that a folder layout without calibration scans
             gives up for calibration: at least one where there are two. A datalist is taken as it stands.
+        validation_fraction: share (in [0, 1)) of the training patients that any source without validation scans gives
+            up for validation: at least one where there are two.
         seed: chooses these patients.
 
     Returns:
@@ -95,6 +105,7 @@ def load_cohort(
     from monai_anomaly.data.dicom import is_dicom_folder
 
     _check_fraction("calibration_fraction", calibration_fraction)
+    _check_fraction("validation_fraction", validation_fraction)
     path = Path(os.path.abspath(source))
     if not path.exists():
         raise InputError(path, "no such file or folder", "Check the path.")
@@ -118,6 +129,8 @@ def load_cohort(
     _complete(root, sides, patient_regex, single)
     if hold_out:
         sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
+    if not sides["validation"]:
+        sides["training"], sides["validation"] = _hold_out(sides["training"], validation_fraction, seed)
     cohort = Cohort(root=root, **sides)
     _check(cohort, path)
     return cohort
@@ -146,8 +159,8 @@ def write_datalist(
         seed: chooses the patients.
 
     Returns:
-        What was written: ``name`` and the sections ``training``, ``calibration`` and ``test``; paths are relative to
-        the JSON's folder where the file system allows it.
+        What was written: ``name`` and the sections ``training``, ``calibration`` and ``test``, and ``validation`` where
+        the folder has that side; paths are relative to the JSON's folder where the file system allows it.
 
     Raises:
         InputError: as :func:`load_cohort` does, or where ``test_fraction`` is given for a folder with a test side.
@@ -171,7 +184,9 @@ def write_datalist(
     if not sides["calibration"]:
         sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
     _check(Cohort(root=root, **sides), root)
-    datalist = {"name": root.name, **{side: [_relative(item, output.parent) for item in sides[side]] for side in SIDES}}
+    written = [side for side in SIDES if sides[side] or side != "validation"]
+    sections = {side: [_relative(item, output.parent) for item in sides[side]] for side in written}
+    datalist = {"name": root.name, **sections}
     write_json(output, datalist)
     return datalist
 
@@ -259,11 +274,14 @@ def _read_layout(root: Path) -> Sides | None:
     """The sides of a folder with ``train/normal`` or ``train/good``, without patients; ``None`` for other folders."""
     if (root / "train" / "normal").is_dir():
         training = _labelled(root / "train" / "normal", 0) + _labelled(root / "train" / "abnormal", 1)
-        calibration = _labelled(root / "calibration" / "normal", 0) + _labelled(root / "calibration" / "abnormal", 1)
+        calibration, validation = (
+            _labelled(root / side / "normal", 0) + _labelled(root / side / "abnormal", 1)
+            for side in ("calibration", "validation")
+        )
         test = _labelled(root / "test" / "normal", 0)
         test += _masked(root / "test" / "abnormal", root / "test" / "masks", "")
     elif (root / "train" / "good").is_dir():
-        training, calibration = _labelled(root / "train" / "good", 0), []
+        training, calibration, validation = _labelled(root / "train" / "good", 0), [], []
         test = _labelled(root / "test" / "good", 0)
         kinds = sorted(kind for kind in (root / "test").iterdir() if kind.is_dir()) if (root / "test").is_dir() else []
         for kind in kinds:
@@ -273,7 +291,7 @@ def _read_layout(root: Path) -> Sides | None:
         return None
     if not training:
         raise InputError(root / "train", "holds no scan", "Put the scans of normals there.")
-    return _sides(training=training, calibration=calibration, test=test)
+    return _sides(training=training, validation=validation, calibration=calibration, test=test)
 
 
 def _labelled(folder: Path, label: int) -> list[Item]:
@@ -449,7 +467,11 @@ def _check(cohort: Cohort, source: Path) -> None:
             raise InputError(source, problem, "Rename one of them.")
         cases[case] = item
         if item["label"] == 1 and side != "test":
-            raise InputError(first, f"is abnormal but in {side}", "Only normals train and calibrate: move it to test.")
+            raise InputError(
+                first,
+                f"is abnormal but in {side}",
+                "Training and calibration take normals alone: move it to test.",
+            )
         if item["label"] == 0 and item["mask"] is not None:
             raise InputError(first, f"is normal (label 0) but has the mask {item['mask']}", "Correct one of the two.")
         if patients.setdefault(patient, side) != side:

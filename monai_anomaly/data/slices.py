@@ -1,4 +1,4 @@
-"""Datasets: training slices with their proxies, and whole scans one by one."""
+"""Datasets: training slices (or volumes) with their proxies, and whole scans one by one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ __all__ = ["ScanDataset", "SliceDataset", "describe_failure"]
 
 class SliceDataset(Dataset, Randomizable):
     """The tissue slices of a cohort's normal scans, each with its proxy.
+
+    Where the preprocessing keeps volumes whole (``transform.spatial_dims`` is 3) each scan is one item (C, X, Y, Z),
+    and what is said of slices here holds of volumes: the proxy is made in 3-D, the donor is another volume.
 
     Every scan is read, preprocessed and turned into proxies once; with a cache folder, once for all runs.
 
@@ -114,8 +117,10 @@ class SliceDataset(Dataset, Randomizable):
 
     def _make(self, item: dict[str, Any]) -> dict[str, np.ndarray]:
         stack = self.transform({"image": item["image"]})["image"]
-        tissue = self.transform.tissue(stack)
-        slices = stack.as_tensor()[..., tissue].movedim(-1, 0).float()
+        if self.transform.spatial_dims == 3:
+            slices = stack.as_tensor()[None].float()
+        else:
+            slices = stack.as_tensor()[..., self.transform.tissue(stack)].movedim(-1, 0).float()
         image = np.ascontiguousarray(slices.numpy())
         if self.proxy is None:
             return {"image": image}
@@ -127,7 +132,7 @@ class SliceDataset(Dataset, Randomizable):
         return int(self.arrays[0]["image"].shape[1]) if self.arrays else 0
 
     def scans(self) -> Iterator[torch.Tensor]:
-        """Each scan's tissue slices in their order, shape (S, C, H, W)."""
+        """Each scan's tissue slices in their order, shape (S, C, H, W), or its volume, shape (1, C, X, Y, Z)."""
         for arrays in self.arrays:
             yield torch.from_numpy(np.array(arrays["image"]))
 
@@ -169,8 +174,8 @@ class ScanDataset(Dataset):
         transform: the scans' preprocessing (``ScanPreprocessing``).
 
     Notes:
-        An item is ``{"item", "scan", "stack", "tissue"}`` (the cohort's entry, the loaded scan, its slices, which of
-        them hold tissue) or ``{"item", "error"}``.
+        An item is ``{"item", "scan", "stack", "tissue"}`` (the cohort's entry, the loaded scan, its slices or its
+        volume on the grid, which slices hold tissue) or ``{"item", "error"}``.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Any) -> None:

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from .daad import DAADTrainer
+from .ddrid import DDRIDPretrainer, DDRIDTrainer
+from .deep_svdd import DCAETrainer, DeepSVDDTrainer
 from .detector_files import DetectorFiles, load_detector, save_detector
+from .ganomaly import GANomalyTrainer
+from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
 from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
+from .itae import HalvingLR, ITAETrainer
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
+from .reconstruction import ReconstructionTrainer
 from .stages import StageTrainer, still_improving, train_stages
 from .training import DetectorTraining
+from .training_data import ImageBatches, TrainingData
 
 __all__ = [
     "CohortEvaluator",
+    "DAADTrainer",
+    "DCAETrainer",
+    "DDRIDPretrainer",
+    "DDRIDTrainer",
+    "DeepSVDDTrainer",
     "DetectorFiles",
     "DetectorTraining",
+    "EncoderAutoencoder",
+    "EncoderPretrainingTrainer",
+    "HFRAETrainer",
+    "HalvingLR",
+    "ITAETrainer",
+    "ImageBatches",
     "ImageReconstructionTrainer",
     "ProxyExtractionTrainer",
     "StackInferer",
     "StageTrainer",
+    "TrainingData",
     "calibrate",
+    "fill_encoder",
     "fit_slice_statistics",
     "load_detector",
+    "own_encoder_source",
     "save_detector",
     "scan_loader",
     "still_improving",
     "train_stages",
+    "GANomalyTrainer",
+    "ReconstructionTrainer",
 ]

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 class StackInferer(Inferer):
     """Runs a detector over a stack of slices in batches; its memory does not grow with their number.
 
+    A detector in three dimensions gets the volume whole, in one forward pass.
+
     Args:
         batch_size: slices in one forward pass.
         amp: mixed precision on a GPU.
@@ -46,30 +48,31 @@ class StackInferer(Inferer):
         """Detect.
 
         Args:
-            inputs: shape (C, H, W, S).
+            inputs: shape (C, H, W, S), or (C, X, Y, Z) for a detector in three dimensions.
             network: the detector, in eval mode.
-            tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration.
+            tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration. A
+                volume is run whole.
 
         Returns:
-            Map (1, H, W, S), score (1,) and restoration (C, H, W, S). The score of a scan is that of its most
-            anomalous slice (see ``SliceStatistics``). A detector in three dimensions gets the stack whole.
+            Map (1, H, W, S), score (1,) and restoration (C, H, W, S), or None where the detector gives none. The score
+            of a scan is that of its most anomalous slice (see ``SliceStatistics``), of a volume the detector's own.
         """
         device = _device(network)
         stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
-        restoration = stack.clone()
+        restoration: Tensor | None = None
         if network.spatial_dims == 3:
             output = self._detect(network, stack[None].to(device))
-            anomaly_map.copy_(output.anomaly_map[0])
             if output.restoration is not None:
-                restoration.copy_(output.restoration[0])
-            return AnomalyOutput(anomaly_map, output.anomaly_score.float().cpu(), restoration)
+                restoration = output.restoration[0].float().cpu()
+            return AnomalyOutput(output.anomaly_map[0].float().cpu(), output.anomaly_score.float().cpu(), restoration)
+        anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
         chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
         scores = []
         for index in chosen.split(self.batch_size):
             output = self._detect(network, stack[..., index].movedim(-1, 0).contiguous().to(device))
             anomaly_map[..., index] = output.anomaly_map.movedim(0, -1).float().cpu()
             if output.restoration is not None:
+                restoration = stack.clone() if restoration is None else restoration
                 restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
             scores.append(output.anomaly_score.float().cpu())
         return AnomalyOutput(anomaly_map, network.slice_statistics.volume_score(torch.cat(scores)), restoration)
@@ -271,8 +274,9 @@ class CohortEvaluator(Evaluator):
             reference = load_mask(item["mask"], scan)
         output = self.inferer(stack, self.network, entry["tissue"])
         anomaly_map = self.preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
-        restored = stack if output.restoration is None else output.restoration
-        restoration = self._restoration(scan, stack, restored)
+        restoration = self._restoration(scan, stack, output.restoration)
+        score = float(output.anomaly_score)
+        del output  # what is on the scan's voxels now is not kept on the slices' too
         mask = None if self.threshold is None else anomaly_map > self.threshold
         folder = self.output_dir / item["case"]
         _refuse_foreign(folder)
@@ -299,7 +303,6 @@ class CohortEvaluator(Evaluator):
             mask_description=self.mask_description,
             also=overview if self.overview_slices else None,
         )
-        score = float(output.anomaly_score)
         image = item["image"] if isinstance(item["image"], str) else ";".join(item["image"])
         self.rows.append(
             {
@@ -317,11 +320,12 @@ class CohortEvaluator(Evaluator):
                 self.pixels.update(anomaly_map, reference)
         return {"case": item["case"], "anomaly_score": score}
 
-    def _restoration(self, scan: MetaTensor, stack: MetaTensor, restored: Tensor) -> np.ndarray:
+    def _restoration(self, scan: MetaTensor, stack: MetaTensor, restored: Tensor | None) -> np.ndarray:
         """The scan, changed by what the detector changed: what it did not see stays as it is."""
-        before = self.preprocessing.to_scan(stack, stack, intensities=True)
-        after = self.preprocessing.to_scan(restored, stack, intensities=True)
-        return (scan.as_tensor() + after.sub_(before)).numpy()
+        if restored is None:
+            return scan.as_tensor().numpy()
+        change = self.preprocessing.change_to_scan(restored - stack.as_tensor(), stack)
+        return change.add_(scan.as_tensor()).numpy()
 
     @property
     def mask_description(self) -> str:

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
+from monai.data import MetaTensor
 from monai.engines import Trainer, Workflow
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 
-__all__ = ["StageTrainer", "first_process", "still_improving", "train_stages"]
+__all__ = ["StageTrainer", "distributed", "first_process", "still_improving", "sum_over_processes", "train_stages"]
 
 
 def first_process() -> bool:
@@ -43,6 +45,7 @@ class StageTrainer(Trainer, ABC):
         val_data_loader: held-out normals for the validation loss; watched only: nothing is chosen by it.
         amp: mixed precision on a GPU.
         train_handlers: MONAI or ignite handlers.
+        lr_schedulers: each is stepped after every epoch; checkpointed.
     """
 
     stage = "training"
@@ -58,9 +61,11 @@ class StageTrainer(Trainer, ABC):
         val_data_loader: DataLoader | None = None,
         amp: bool = False,
         train_handlers: Sequence[Any] | None = None,
+        lr_schedulers: Sequence[LRScheduler] = (),
     ) -> None:
         self.network = network
         self.optimizers = dict(optimizers)
+        self.lr_schedulers = list(lr_schedulers)
         self.modules = dict(modules or {})
         self.val_data_loader = val_data_loader
         # Handlers attach before the stage is known to be run or skipped, which does them no harm.
@@ -78,6 +83,16 @@ class StageTrainer(Trainer, ABC):
     def run(self) -> None:
         """Run the epochs that are left."""
         Workflow.run(self)
+
+    def prepare(self) -> None:
+        """Before the first step of the stage, and not when a killed run goes on; what it sets is in buffers."""
+
+    def epoch_completed(self, epoch: int) -> None:
+        """After the last step of an epoch, before its validation loss and its checkpoint.
+
+        Args:
+            epoch: counted from one.
+        """
 
     @abstractmethod
     def training_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,9 +122,13 @@ class StageTrainer(Trainer, ABC):
         return [{name: value.detach() for name, value in losses.items()}]
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a batch on the stage's device."""
+        """The tensors of a batch on the stage's device, plain ones: a MetaTensor slows every operation down."""
         device = self.state.device
-        return {k: v.to(device, non_blocking=self.non_blocking) for k, v in batch.items() if isinstance(v, Tensor)}
+        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+        return {
+            k: (v.as_tensor() if isinstance(v, MetaTensor) else v).to(device, non_blocking=self.non_blocking)
+            for k, v in tensors.items()
+        }
 
     def autocast(self) -> torch.autocast:
         """The context that a forward pass of this stage runs in."""
@@ -128,7 +147,8 @@ class StageTrainer(Trainer, ABC):
 
     def _parts(self) -> dict[str, Any]:
         scaler = {} if self.scaler is None else {"scaler": self.scaler}
-        return {**self.optimizers, **self.modules, **scaler}
+        schedulers = {f"lr_scheduler_{i}": scheduler for i, scheduler in enumerate(self.lr_schedulers)}
+        return {**self.optimizers, **self.modules, **scaler, **schedulers}
 
     def state_to_save(self) -> dict[str, dict[str, Any]]:
         """What this stage needs besides the detector to go on."""
@@ -160,6 +180,13 @@ def distributed(module: nn.Module) -> nn.Module:
         # Each process keeps its own batch statistics; the first one's are saved.
         return DistributedDataParallel(module, broadcast_buffers=False)
     return module
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place; the tensor itself where there is one process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def train_stages(
@@ -314,6 +341,8 @@ class _StagedRun:
 
         if start >= trainer.state.max_epochs:
             return
+        if start == 0:
+            trainer.prepare()
         trainer.state.epoch = start
         trainer.state.iteration = start * trainer.state.epoch_length
         sums: dict[str, float] = {}
@@ -340,6 +369,9 @@ class _StagedRun:
                 sums[name] = sums.get(name, 0.0) + float(value)
 
         def close_epoch(engine: Any) -> None:
+            trainer.epoch_completed(engine.state.epoch)
+            for scheduler in trainer.lr_schedulers:
+                scheduler.step()
             if first_process():
                 self._record(trainer, sums)
                 bar.set_postfix(loss=f"{self.history[-1]['train_loss']:.4g}", refresh=False)

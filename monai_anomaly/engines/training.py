@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.transforms import Compose
 from torch import nn
 
 from monai_anomaly.data.content import content_hash
-from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
@@ -18,6 +20,7 @@ from monai_anomaly.transforms import ScanPreprocessing
 from .detector_files import save_detector
 from .inference import StackInferer, calibrate, fit_slice_statistics, raise_for_failures
 from .stages import StageTrainer, first_process, train_stages
+from .training_data import ImageBatches, TrainingData
 
 __all__ = ["DetectorTraining"]
 
@@ -25,13 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 class DetectorTraining:
-    """Train a detector in stages, calibrate it on held-out normals, and write ``models/``.
+    """Train a detector in stages, fit its normal statistics, calibrate it on held-out normals, and write ``models/``.
 
     Args:
         network: the detector, on its device.
-        stages: its trainers, in order.
-        train_dataset: the training slices.
-        calibration_data: the cohort's calibration items; never trained on.
+        stages: its trainers, in order; none for a detector that is fitted alone.
+        data: what they train on.
         output_dir: gets ``models/`` and ``training/`` (checkpoint, loss curves).
         inferer: how the detector is run for calibration.
         volume_score: ``"standardised"``: each slice is compared with normal slices at its place in the stack (see
@@ -44,16 +46,15 @@ class DetectorTraining:
         progress: show progress bars.
 
     Raises:
-        InputError: if the output folder cannot be written to, or the scans' channels or the slices' size do not fit the
-            network.
+        InputError: if the output folder cannot be written to, the scans' channels, dimensions or the slices' size do
+            not fit the network, or it needs held-out normals and there are none.
     """
 
     def __init__(
         self,
         network: AnomalyDetector,
         stages: Sequence[StageTrainer],
-        train_dataset: SliceDataset,
-        calibration_data: Sequence[dict[str, Any]],
+        data: TrainingData,
         output_dir: str | Path,
         inferer: StackInferer | None = None,
         volume_score: str = "standardised",
@@ -66,8 +67,7 @@ class DetectorTraining:
     ) -> None:
         from monai_anomaly.writers.atomic import ensure_writable
 
-        self.network, self.stages, self.train_dataset = network, list(stages), train_dataset
-        self.calibration_data = list(calibration_data)
+        self.network, self.stages, self.data = network, list(stages), data
         self.output_dir = Path(output_dir)
         self.inferer = inferer or StackInferer()
         if save_interval < 1 or val_interval < 1:
@@ -79,33 +79,51 @@ class DetectorTraining:
         self.save_interval, self.val_interval = save_interval, val_interval
         self.num_workers, self.progress = num_workers, progress
         ensure_writable(self.output_dir)
-        if train_dataset.channels != network.in_channels:
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Refuse data that the network would only fail on after the training, or deep inside it."""
+        network, size = self.network, self.preprocessing.config["image_size"]
+        if len(size) != network.spatial_dims:
             raise InputError(
-                train_dataset.data[0]["image"],
-                f"the scans have {train_dataset.channels} channel(s), the network takes {network.in_channels}",
-                f"Pass --in_channels {train_dataset.channels}.",
+                "image_size",
+                f"has {len(size)} numbers, the network {network.spatial_dims} dimensions",
+                "Two for slices (spatial_dims 2), three for whole volumes (spatial_dims 3).",
             )
-        size, divisor = self.preprocessing.config["image_size"], network.size_divisor
+        divisor = network.size_divisor
         fitting = [-(-side // divisor) * divisor for side in size]
         if size != fitting:
             raise InputError(
                 "image_size", f"is {size}, the network takes multiples of {divisor}", f'Pass --image_size "{fitting}".'
             )
+        if network.needs_held_out and not self.data.cohort.validation:
+            raise InputError(
+                self.data.cohort.root,
+                f"{type(network).__name__} needs validation patients, and there are none",
+                "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation.",
+            )
+        dataset = self.data.train_dataset
+        if dataset.channels != network.in_channels:
+            raise InputError(
+                dataset.data[0]["image"],
+                f"the scans have {dataset.channels} channel(s), the network takes {network.in_channels}",
+                f"Pass --in_channels {dataset.channels}.",
+            )
 
     @property
     def preprocessing(self) -> ScanPreprocessing:
         """Of the training scans."""
-        return self.train_dataset.transform
+        return self.data.preprocessing
 
     def identity(self) -> dict[str, Any]:
         """What makes this training this training: data, network, preprocessing, proxy, batches and seed."""
-        proxy = self.train_dataset.proxy
+        dataset = self.data.train_dataset
         return {
             "network": self.network.config,
             "preprocessing": self.preprocessing.config,
             "time_point": self.preprocessing.time_point,
-            "proxy": None if proxy is None else proxy.config,
-            "training_scans": sorted(self.train_dataset.hashes),
+            "proxy": None if dataset.proxy is None else dataset.proxy.config,
+            "training_scans": sorted(dataset.hashes),
             "stages": [
                 {
                     "stage": stage.stage,
@@ -114,13 +132,16 @@ class DetectorTraining:
                         name: {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple)}
                         for name, optimizer in stage.optimizers.items()
                     },
-                    "settings": {k: v for k, v in vars(stage).items() if isinstance(v, bool)},
+                    "lr_schedulers": [_plain(scheduler) for scheduler in stage.lr_schedulers],
+                    "settings": {
+                        k: v for k, v in vars(stage).items() if isinstance(v, bool | int | float | str) and k[0] != "_"
+                    },
                     "loss": _plain(getattr(stage, "loss_function", None)),
                 }
                 for stage in self.stages
             ],
-            "donors": self.train_dataset.donors,
-            "slice_transform": _plain(self.train_dataset.slice_transform),
+            "donors": dataset.donors,
+            "slice_transform": _plain(dataset.slice_transform),
             "seed": self.seed,
         }
 
@@ -142,25 +163,40 @@ class DetectorTraining:
             val_interval=self.val_interval,
             progress=self.progress,
         )
-        self.failures = list(self.train_dataset.failures)
+        dataset, calibration_data = self.data.train_dataset, self.data.cohort.calibration
+        self.failures = list(dataset.failures)
+        if self.data.cohort.validation:
+            self.failures += self.data.val_dataset.failures
         if first_process():
+            self._fit_statistics()
             if self.volume_score == "standardised":
-                fit_slice_statistics(self.network, self.train_dataset, self.inferer.batch_size, self.progress)
+                fit_slice_statistics(self.network, dataset, self.inferer.batch_size, self.progress)
             self.failures += calibrate(
-                self.network, self.calibration_data, self.preprocessing, self.inferer, self.num_workers, self.progress
+                self.network, calibration_data, self.preprocessing, self.inferer, self.num_workers, self.progress
             )
             facts = {
                 **identity,
                 "epochs": [stage.state.max_epochs for stage in self.stages],
+                "validation_scans": sorted(self.data.val_dataset.hashes if self.data.cohort.validation else []),
                 "calibration_scans": sorted(
                     content_hash(item["image"])
-                    for item in self.calibration_data
+                    for item in calibration_data
                     if item["case"] not in {failure["case"] for failure in self.failures}
                 ),
             }
             save_detector(self.output_dir / "models", self.network, self.preprocessing, facts)
             logger.info(f"the detector is in {self.output_dir / 'models'}")
         return history
+
+    @torch.no_grad()
+    def _fit_statistics(self) -> None:
+        device = next(chain(self.network.parameters(), self.network.buffers())).device
+        batch_size = self.inferer.batch_size
+        self.network.eval()
+        self.network.fit_statistics(
+            ImageBatches(self.data.train_dataset, batch_size, device),
+            ImageBatches(self.data.held_out, batch_size, device),
+        )
 
     def finish(self) -> None:
         """Report scans that could not be used.
@@ -178,17 +214,16 @@ class DetectorTraining:
 
 
 def _plain(thing: Any) -> Any:
-    """The plain settings of a loss or transform, for telling two runs apart."""
+    """The plain settings of a loss, transform or scheduler and of its parts, for telling two runs apart."""
     if thing is None:
         return None
     own = {k: v for k, v in vars(thing).items() if _is_plain(v) and not k.startswith("_")}
     parts = dict(thing.named_children()) if isinstance(thing, nn.Module) else {}
-    inner = {k: v for k, v in vars(thing).items() if type(v).__module__.startswith("monai_anomaly")}
-    return {
-        "kind": type(thing).__name__,
-        **own,
-        **{name: _plain(part) for name, part in {**inner, **parts}.items()},
-    }
+    ours = ("monai_anomaly", "monai.transforms")
+    parts |= {k: v for k, v in vars(thing).items() if type(v).__module__.startswith(ours)}
+    if isinstance(thing, Compose):
+        parts |= {f"transform {i}": part for i, part in enumerate(thing.transforms)}
+    return {"kind": type(thing).__name__, **own, **{name: _plain(part) for name, part in parts.items()}}
 
 
 def _is_plain(value: Any) -> bool:

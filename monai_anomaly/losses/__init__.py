@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from .proxyano import AdversarialLoss, ImageReconstructionLoss, SquaredErrorLoss
+from .common import AdversarialLoss, SquaredErrorLoss
+from .daad import DAADLoss
+from .ddrid import DDRIDLoss
+from .deep_svdd import OneClassLoss, SoftBoundaryLoss
+from .ganomaly import GANomalyLoss
+from .hfrae import HierarchicalFeatureLoss
+from .itae import RestorationLoss
+from .proxyano import ImageReconstructionLoss
 
-__all__ = ["AdversarialLoss", "ImageReconstructionLoss", "SquaredErrorLoss"]
+__all__ = [
+    "AdversarialLoss",
+    "DAADLoss",
+    "DDRIDLoss",
+    "HierarchicalFeatureLoss",
+    "ImageReconstructionLoss",
+    "OneClassLoss",
+    "RestorationLoss",
+    "SoftBoundaryLoss",
+    "SquaredErrorLoss",
+    "GANomalyLoss",
+]

@@ -3,6 +3,46 @@
 from __future__ import annotations
 
 from .detector import AnomalyDetector, AnomalyOutput
-from .nets import IntensityThreshold, ProxyAno, ProxyExtractionModule
+from .nets import (
+    DAAD,
+    DCAE,
+    DDRID,
+    HFRAE,
+    ITAE,
+    Autoencoder,
+    DAADDiscriminator,
+    DAADGenerator,
+    DeepSVDD,
+    GANomaly,
+    GANomalyDiscriminator,
+    GANomalyGenerator,
+    IntensityThreshold,
+    InverseTransformAutoEncoder,
+    MemAE,
+    ProxyAno,
+    ProxyExtractionModule,
+    ZScore,
+)
 
-__all__ = ["AnomalyDetector", "AnomalyOutput", "IntensityThreshold", "ProxyAno", "ProxyExtractionModule"]
+__all__ = [
+    "AnomalyDetector",
+    "AnomalyOutput",
+    "DAAD",
+    "DAADDiscriminator",
+    "DAADGenerator",
+    "DCAE",
+    "DDRID",
+    "DeepSVDD",
+    "HFRAE",
+    "ITAE",
+    "IntensityThreshold",
+    "InverseTransformAutoEncoder",
+    "ProxyAno",
+    "ProxyExtractionModule",
+    "Autoencoder",
+    "GANomaly",
+    "GANomalyDiscriminator",
+    "GANomalyGenerator",
+    "MemAE",
+    "ZScore",
+]

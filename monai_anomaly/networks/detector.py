@@ -4,8 +4,10 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Optional
 
+import torch
 from torch import Tensor, nn
 
 from monai_anomaly.calibration import ConformalCalibration, SliceStatistics
@@ -35,12 +37,15 @@ class AnomalyDetector(nn.Module, ABC):
 
     Attributes:
         config: ``{"name", "arguments"}``, the class and the arguments that the detector was made with.
+        needs_held_out: whether ``fit_statistics`` needs held-out normals.
 
     Args:
         spatial_dims: 2 (a volume goes slice by slice) or 3 (a volume goes whole).
         in_channels: channels of the input image.
         size_divisor: the spatial sizes of the input must be multiples of it.
     """
+
+    needs_held_out: bool = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "AnomalyDetector":
         # Every detector remembers how it was made, so that a file can say how to make it again.
@@ -73,6 +78,21 @@ class AnomalyDetector(nn.Module, ABC):
 
         Raises:
             ValueError: if the number of channels or the spatial size does not fit the network.
+        """
+
+    @torch.jit.unused
+    def fit_statistics(self, training: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
+        """Fit, after the last stage, what a test image is compared with; nothing where the weights say it all.
+
+        Called in eval mode and without gradients. Both arguments can be gone through several times and give batches
+        of shape (B, C, *spatial) on the detector's device, without augmentation.
+
+        Args:
+            training: the training normals.
+            held_out: normals of patients that are neither trained on nor calibrated with.
+
+        Raises:
+            ValueError: if a set that is needed is empty.
         """
 
     def forward(self, image: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class RandPseudoAbnormalProxy(RandomizableTransform):
         size_range: smallest and largest side of the patch as fractions of the image's side, in (0, 1]. The paper
             says "random size" only. Default 0.1 to 0.5: at 256 pixels the smallest side is 26, about three
             superpixels, below which a patch hardly differs from the cells it covers; at the largest, three quarters
-            of the proxy stay normal, from which the repair can be inferred.
+            of the proxy (of a volume seven eighths) stay normal, from which the repair can be inferred.
         paste_on_foreground: draw the centre of the pasted patch from the places where some channel of the proxy is
             not zero (the patch is then moved inside the image), so that it does not land in an empty border. Only
             sensible where background is zero. A proxy that is zero everywhere has no such place, and the patch lands

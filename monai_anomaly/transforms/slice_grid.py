@@ -23,6 +23,9 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 # A resampled scan may lose this share of its foreground at the window's border; more is refused.
 _LARGEST_LOSS = 0.005
 
+# Slices that are resampled at once.
+_SLICES_AT_ONCE = 16
+
 
 class SliceGrid(InvertibleTransform):
     """Turn a scan into a stack of slices of ``image_size``, slices last.
@@ -213,9 +216,13 @@ def _resize(stack: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear in the slices, smoothed first where it shrinks."""
     if tuple(stack.shape[1:3]) == tuple(size):
         return stack
-    slices = stack.permute(3, 0, 1, 2).float()
-    scaled = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return scaled.permute(1, 2, 3, 0)
+    out = torch.empty((stack.shape[0], *size, stack.shape[3]), device=stack.device)
+    # A few slices at a time: the whole stack is not copied into another order and back.
+    for part, scaled in zip(stack.split(_SLICES_AT_ONCE, dim=3), out.split(_SLICES_AT_ONCE, dim=3)):
+        slices = part.permute(3, 0, 1, 2).float()
+        resized = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+        scaled.copy_(resized.permute(1, 2, 3, 0))
+    return out
 
 
 def _place(stack: Tensor, offset: Sequence[int], window: Sequence[int]) -> Tensor:

@@ -139,6 +139,15 @@ class ShrinkageMemory(nn.Module):
         item_dim: width of an item.
         shrink_threshold: weights below it are cut; None is 1 / N, the lower end of MemAE's range [1/N, 3/N].
         entropy_weight: weight of the entropy of the attention in the training loss.
+        similarity: of query and item, ``"cosine"`` (the paper's Eq. 5) or ``"dot"``, the product without norms that the
+            published implementation computes, there with a threshold of 5 / N.
+
+    Raises:
+        ValueError: for another similarity.
+
+    Notes:
+        Under the cosine, an item that points the query's way while all others are orthogonal to it has a weight of
+        about e / N: a threshold of 3 / N cuts even that one, and zeros are retrieved.
 
     References:
         D. Gong et al., *Memorizing Normality to Detect Anomaly*, ICCV 2019, Eq. 3-9 (entropy weight 0.0002); the
@@ -151,9 +160,13 @@ class ShrinkageMemory(nn.Module):
         item_dim: int = 64,
         shrink_threshold: float | None = None,
         entropy_weight: float = 0.0002,
+        similarity: str = "cosine",
     ) -> None:
         super().__init__()
+        if similarity not in ("cosine", "dot"):
+            raise ValueError(f"similarity is 'cosine' or 'dot', got {similarity!r}")
         self.item_dim = item_dim
+        self.cosine = similarity == "cosine"
         self.shrink_threshold = 1.0 / num_items if shrink_threshold is None else shrink_threshold
         self.entropy_weight = entropy_weight
         self.items = nn.Parameter(torch.empty(num_items, item_dim))
@@ -169,7 +182,10 @@ class ShrinkageMemory(nn.Module):
             The retrieved features in the shape of ``z`` and the weighted entropy of the attention (a scalar).
         """
         flat = z.movedim(1, -1).reshape(-1, self.item_dim)
-        attention = F.softmax(F.linear(F.normalize(flat, dim=1), F.normalize(self.items, dim=1)), dim=1)
+        if self.cosine:
+            attention = F.softmax(F.linear(F.normalize(flat, dim=1), F.normalize(self.items, dim=1)), dim=1)
+        else:
+            attention = F.softmax(F.linear(flat, self.items), dim=1)
         above = attention - self.shrink_threshold
         # MemAE, Eq. 7: the hard shrinkage in a form that keeps its gradient.
         attention = F.relu(above) * attention / (above.abs() + 1e-12)

@@ -1,0 +1,219 @@
+"""What holds for every bundle: MONAI's tools, the whole way from scans to maps, exports, files that come back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import BUNDLES, SMALL, command, run_bundle, table
+from monai.bundle import ConfigParser
+
+from monai_anomaly.bundle import check_overrides
+from monai_anomaly.data import load_cohort
+from monai_anomaly.engines import load_detector
+from monai_anomaly.networks import AnomalyDetector
+
+pytest_plugins = ["bundle_fixtures"]
+
+# A small and short training of each bundle, laid over the sizes of its own quickstart.
+TINY: dict[str, dict[str, Any]] = {
+    "baselines": {"network_def#channels": [4, 8, 8, 8], "max_epochs": 1},
+    "daad": {
+        "network_def#channels": [4, 4, 8, 8],
+        "network_def#division_rates": [2, 2, 1],
+        "network_def#num_items": 8,
+        "network_def#discriminator_channels": [4, 8, 8],
+        "network_def#feature_channels": 4,
+        "max_epochs": 1,
+    },
+    "ddrid": {
+        "network_def#channels": 4,
+        "network_def#latent_channels": 8,
+        "pretrain_epochs": 1,
+        "max_epochs": 1,
+        "batch_size": 8,
+    },
+    "hfrae": {"encoder_channels": [4, 4, 8, 8], "pretraining_epochs": 1, "max_epochs": 1, "batch_size": 8},
+    "itae": {"network_def#channels": [4, 4, 8, 8, 8], "max_epochs": 1, "batch_size": 8},
+    "proxyano": SMALL,
+}
+# What a quickstart lays over train.yaml.
+OVERLAYS = {"ddrid": ["plain_intensities"], "hfrae": ["own_encoder"]}
+COMMON = {"image_size": [32, 32], "num_workers": 1, "progress": False}
+NAMES = sorted(path.parts[-3] for path in BUNDLES.glob("*/configs/train.yaml"))
+SHARED = ("inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
+OWN_RUN = {*SHARED, "train.yaml", "quickstart.yaml", "video_metrics.yaml"}
+
+
+def overlays(name: str) -> list[str]:
+    """The names of the files that are laid over a bundle's ``train.yaml``."""
+    return sorted(path.stem for path in (BUNDLES / name / "configs").glob("*.yaml") if path.name not in OWN_RUN)
+
+
+def train_files(name: str, *over: str) -> list[str]:
+    return [str(BUNDLES / name / "configs" / f"{file}.yaml") for file in ("train", *over)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tiny_quickstart(
+    request: pytest.FixtureRequest, tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A bundle's name and the output folder of its quickstart on the tiny cohort, at a tiny size."""
+    name = request.param
+    output = tmp_path_factory.mktemp(name)
+    content = ConfigParser.load_config_file(str(BUNDLES / name / "configs" / "quickstart.yaml"))
+    known = ConfigParser.load_config_files(train_files(name, *OVERLAYS.get(name, [])))
+    check_overrides(list(content["small"]), known, "train.yaml")
+    small = {**COMMON, **TINY[name]}
+    small.pop("num_workers")
+    options = {"run#0": "$None", "cohort_dir": str(tiny_cohort), "num_workers": 1, "small": small}
+    run_bundle("quickstart", output, bundle=BUNDLES / name, **options)
+    return name, output
+
+
+def image_of(network: AnomalyDetector) -> torch.Tensor:
+    return torch.rand(2, network.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_bundle_is_tested() -> None:
+    assert set(NAMES) == set(TINY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_does_not_depend_on_the_method_is_the_same(name: str) -> None:
+    for file in SHARED:
+        theirs, first = ((BUNDLES / bundle / "configs" / file).read_text() for bundle in (name, NAMES[0]))
+        assert theirs == first
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:No hash value provided")
+def test_metadata_follow_the_schema(name: str, real_data: Path, tmp_path: Path) -> None:
+    schema = real_data.parent / "schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("MONAI's metadata schema meta_schema_20240725.json is not beside the real data")
+    # a copy: the tool would download into the place it is given
+    copy = shutil.copy(schema, tmp_path / "schema.json")
+    monai.bundle.verify_metadata(meta_file=str(BUNDLES / name / "configs" / "metadata.json"), filepath=copy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_keeps_the_shapes_of_the_metadata(name: str) -> None:
+    narrow = {key: value for key, value in TINY[name].items() if key.startswith(("network_def#", "encoder"))}
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(BUNDLES / name / "configs" / "metadata.json"),
+        config_file=train_files(name, *OVERLAYS.get(name, [])),
+        device="cpu",
+        n=2,
+        any=1,
+        **narrow,
+    )
+
+
+@pytest.mark.parametrize(("name", "overlay"), [(name, overlay) for name in NAMES for overlay in overlays(name)])
+def test_overlays_name_only_what_train_knows(name: str, overlay: str) -> None:
+    content = ConfigParser.load_config_file(train_files(name, overlay)[1])
+    # an overlay may bring ids of its own for its own components to refer to
+    known = {
+        **ConfigParser.load_config_file(train_files(name)[0]),
+        **{k: v for k, v in content.items() if "#" not in k},
+    }
+    check_overrides([key for key in content if not key.startswith("train#")], known, "train.yaml")
+    merged = ConfigParser(ConfigParser.load_config_files(train_files(name, overlay)))
+    assert all(merged[key] == value for key, value in content.items())
+
+
+def test_a_quickstart_gives_every_case_its_files_on_its_own_grid(
+    tiny_quickstart: tuple[str, Path], tiny_cohort: Path
+) -> None:
+    _, output = tiny_quickstart
+    rows = table(output / "predictions.csv")
+    assert len(rows) == 5
+    assert all(np.isfinite(float(row["anomaly_score"])) for row in rows)
+    assert (output / "metrics.json").is_file()
+    for item in load_cohort(tiny_cohort).test:
+        written = nib.load(output / item["case"] / "anomaly_map.nii.gz")
+        assert np.isfinite(written.get_fdata()).all()
+        if not Path(item["image"]).is_dir():
+            source = nib.load(item["image"])
+            assert written.shape == source.shape
+            assert np.abs(written.affine - source.affine).max() == 0
+
+
+def test_a_detector_comes_back_to_the_bit_in_another_process(tiny_quickstart: tuple[str, Path], tmp_path: Path) -> None:
+    _, output = tiny_quickstart
+    network = load_detector(output / "models").network
+    torch.save(image_of(network), tmp_path / "image.pt")
+    script = f"""
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+from monai_anomaly.engines import load_detector
+with torch.no_grad():
+    found = load_detector({str(output / "models")!r}).network.detect(torch.load({str(tmp_path / "image.pt")!r}))
+torch.save([found.anomaly_map, found.anomaly_score], {str(tmp_path / "found.pt")!r})
+"""
+    done = command("-c", script, folder=tmp_path, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = network.detect(image_of(network))
+    found = torch.load(tmp_path / "found.pt")
+    assert torch.equal(found[0], expected.anomaly_map)
+    assert torch.equal(found[1], expected.anomaly_score)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+@pytest.mark.filterwarnings("ignore")
+def test_exported_detectors_equal_the_detector(tiny_quickstart: tuple[str, Path], tmp_path: Path, kind: str) -> None:
+    name, output = tiny_quickstart
+    network = load_detector(output / "models").network
+    image = image_of(network)
+    with torch.no_grad():
+        expected = network(image)
+    assert expected.std() > 0
+    configs = BUNDLES / name / "configs"
+    options = {
+        "net_id": "network_def",
+        "ckpt_file": str(output / "models" / "model.pt"),
+        "meta_file": str(configs / "metadata.json"),
+        "config_file": str(configs / "inference.yaml"),
+        "model_dir": str(output / "models"),
+    }
+    if kind == "torchscript":
+        monai.bundle.ckpt_export(filepath=str(tmp_path / "model.ts"), **options)
+        with torch.no_grad():
+            exported = torch.jit.load(tmp_path / "model.ts")
+            found = exported(image)
+        assert torch.equal(exported.calibration.map_maxima, network.calibration.map_maxima)
+    else:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        monai.bundle.onnx_export(filepath=str(tmp_path / "model.onnx"), input_shape=list(image.shape), **options)
+        session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer"), ("evaluate", "infer")])
+def test_no_property_is_missing(name: str, config: str, kind: str, trained: Path, tiny_cohort: Path) -> None:
+    over = OVERLAYS.get(name, []) if config == "train" else []
+    options = {**COMMON, **TINY[name]} if config == "train" else {"model_dir": str(trained / "models")}
+    files = train_files(name, *over) if config == "train" else [str(BUNDLES / name / "configs" / f"{config}.yaml")]
+    workflow = monai.bundle.ConfigWorkflow(
+        config_file=files,
+        workflow_type=kind,
+        logging_file=False,
+        bundle_root=str(BUNDLES / name),
+        dataset_dir=str(tiny_cohort),
+        output_dir=str(trained),
+        **options,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
