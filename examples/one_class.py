@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     stages = parser_.get_parsed_content("stages")
     device = next(network.parameters()).device
 
-    start = time.time()
+    start = time.process_time()
     history = train_stages(stages, network, given.output, seed=given.seed, val_interval=given.val_interval)
-    seconds = time.time() - start
+    seconds = time.process_time() - start
     network.eval()
     with torch.no_grad():
         network.fit_statistics(
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ],
         "under_trained": still_improving(history),
         "image": image_metrics((test_labels != given.normal).astype(int).tolist(), scores.tolist()),
-        "training_seconds": round(seconds),
+        "training_cpu_seconds": round(seconds),
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s), {device}",
         "command": _command(arguments or sys.argv[1:], {str(given.data): "DATA", str(given.output): "OUT"}),
     }

@@ -540,14 +540,15 @@ class Stripes(Dataset):
         self.flip.set_random_state(seed)
 
 
-def adam(module: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(module.parameters(), lr=0.002)
+def adam(module: nn.Module, lr: float = 0.01) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=lr)
 
 
 def trainer(detector: DAAD, epochs: int, **kwargs: Any) -> DAADTrainer:
     data = Stripes()
     if detector.discriminator is not None:
-        kwargs = {"discriminator_optimizer": adam(detector.discriminator), **kwargs}
+        # A discriminator as fast as so small a generator lets the loss rise with some seeds.
+        kwargs = {"discriminator_optimizer": adam(detector.discriminator, 0.0002), **kwargs}
     return DAADTrainer(
         detector,
         "cpu",
@@ -566,7 +567,7 @@ def fresh(**kwargs: Any) -> DAAD:
 
 @pytest.mark.parametrize("discriminator", [True, False])
 def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
-    stage = trainer(fresh(discriminator=discriminator), 12)
+    stage = trainer(fresh(discriminator=discriminator), 20)
     history = train_stages([stage], stage.network, tmp_path, progress=False)
     assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]
     assert history[-1]["val_loss"] < 0.6 * history[0]["val_loss"]
@@ -575,7 +576,7 @@ def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
 
 def test_an_abnormal_image_scores_higher(tmp_path: Path) -> None:
     detector = fresh()
-    train_stages([trainer(detector, 12)], detector, tmp_path, progress=False)
+    train_stages([trainer(detector, 20)], detector, tmp_path, progress=False)
     detector.eval()
     normal = Stripes().images
     abnormal = normal.clone()

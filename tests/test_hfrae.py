@@ -503,8 +503,8 @@ def test_training_lowers_both_losses_and_finds_what_is_new(tmp_path: Path) -> No
     adam = torch.optim.Adam(autoencoder.parameters(), 5e-3)
     sgd = torch.optim.SGD(network.decoder.parameters(), 0.4, 0.9, weight_decay=1e-4)
     trainers = [
-        EncoderPretrainingTrainer(network, autoencoder, "cpu", 15, loader, adam, val_data_loader=held_out),
-        HFRAETrainer(network, "cpu", 20, loader, sgd, val_data_loader=held_out),
+        EncoderPretrainingTrainer(network, autoencoder, "cpu", 20, loader, adam, val_data_loader=held_out),
+        HFRAETrainer(network, "cpu", 60, loader, sgd, val_data_loader=held_out),
     ]
     history = train_stages(trainers, network, tmp_path, progress=False)
     assert network.encoder_label == "own-encoder"

@@ -334,7 +334,9 @@ class Images(torch.utils.data.Dataset):
         return {"image": self.images[index]}
 
 
-def trainer(epochs: int, shape: tuple[int, ...] = (1, 8, 8), versions: str = "all", **kwargs: Any) -> ITAETrainer:
+def trainer(
+    epochs: int, shape: tuple[int, ...] = (1, 8, 8), versions: str = "all", every: float = 1.5, **kwargs: Any
+) -> ITAETrainer:
     detector = small(**kwargs)
     data = Images(6, shape)
     optimizer = torch.optim.SGD(detector.autoencoder.parameters(), lr=0.1)
@@ -346,7 +348,7 @@ def trainer(epochs: int, shape: tuple[int, ...] = (1, 8, 8), versions: str = "al
         optimizer,
         versions_per_step=versions,
         val_data_loader=DataLoader(data, batch_size=4),
-        lr_schedulers=[HalvingLR(optimizer, 1.5)],
+        lr_schedulers=[HalvingLR(optimizer, every)],
     )
 
 
@@ -396,7 +398,7 @@ TRAININGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", TRAININGS)
 def test_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
     shape, kwargs = TRAININGS[name]
-    stage = trainer(8, shape, norm="BATCH", **kwargs)
+    stage = trainer(24, shape, every=4.8, norm="BATCH", **kwargs)
     history = train_stages([stage], stage.detector, tmp_path, progress=False, seed=2)
     assert {row["stage"] for row in history} == {"restoration"}
     assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]

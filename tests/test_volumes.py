@@ -485,15 +485,15 @@ def test_both_stages_learn_on_volumes(tmp_path: Path) -> None:
     reconstruction = network.reconstruction_module
     assert reconstruction is not None
     stages = [
-        ProxyExtractionTrainer(network, "cpu", 12, data.train_loader, adam(network.proxy_module)),
+        ProxyExtractionTrainer(network, "cpu", 30, data.train_loader, adam(network.proxy_module)),
         ImageReconstructionTrainer(
-            network, discriminator, "cpu", 12, data.train_loader, adam(reconstruction), adam(discriminator)
+            network, discriminator, "cpu", 30, data.train_loader, adam(reconstruction), adam(discriminator)
         ),
     ]
     history = train_stages(stages, network, tmp_path / "training", seed=0, identity={}, progress=False)
     for stage in ("proxy extraction", "image reconstruction"):
         losses = [row["train_loss"] for row in history if row["stage"] == stage]
-        assert len(losses) == 12
+        assert len(losses) == 30
         assert losses[-1] < 0.7 * losses[0]
 
 

@@ -7,6 +7,7 @@ arXiv:1911.10676, sections 3.2 and 4.1.1.
 from __future__ import annotations
 
 import pydoc
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import permutations, product
 from math import prod
@@ -70,7 +71,7 @@ def cube_turns() -> list[tuple[list[int], list[bool]]]:
     return turns
 
 
-class Erasing(nn.Module):
+class Erasing(nn.Module, ABC):
     """One operation of the erasing set; base class of those that users add.
 
     A subclass takes ``spatial_dims`` alone, tells this constructor how many versions of an image it makes, and has a
@@ -106,6 +107,7 @@ class Erasing(nn.Module):
         """Channels of an erased version of an image with ``in_channels``."""
         return in_channels
 
+    @abstractmethod
     def forward(self, image: Tensor, version: int) -> Tensor:
         """An erased version of a batch.
 
@@ -116,7 +118,6 @@ class Erasing(nn.Module):
         Returns:
             Shape (B, ``out_channels(C)``, *spatial).
         """
-        raise NotImplementedError
 
 
 class GrayErasing(Erasing):
