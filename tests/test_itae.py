@@ -335,11 +335,16 @@ class Images(torch.utils.data.Dataset):
 
 
 def trainer(
-    epochs: int, shape: tuple[int, ...] = (1, 8, 8), versions: str = "all", every: float = 1.5, **kwargs: Any
+    epochs: int,
+    shape: tuple[int, ...] = (1, 8, 8),
+    versions: str = "all",
+    every: float = 1.5,
+    rate: float = 0.1,
+    **kwargs: Any,
 ) -> ITAETrainer:
     detector = small(**kwargs)
     data = Images(6, shape)
-    optimizer = torch.optim.SGD(detector.autoencoder.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(detector.autoencoder.parameters(), lr=rate)
     return ITAETrainer(
         detector,
         "cpu",
@@ -391,19 +396,20 @@ TRAININGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "all versions": ((1, 8, 8), {}),
     "one version, colour": ((3, 8, 6), {"versions": "one", "in_channels": 3}),
     "auto-encoder": ((1, 8, 8), {"erasing": []}),
-    "volumes": ((1, 8, 8, 8), {"spatial_dims": 3}),
+    # in three dimensions the rate of 0.1 is too high for some seeds
+    "volumes": ((1, 8, 8, 8), {"spatial_dims": 3, "rate": 0.02}),
 }
 
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_training_lowers_the_loss(name: str, tmp_path: Path) -> None:
     shape, kwargs = TRAININGS[name]
-    stage = trainer(24, shape, every=4.8, norm="BATCH", **kwargs)
+    stage = trainer(48, shape, every=9.6, norm="BATCH", **kwargs)
     history = train_stages([stage], stage.detector, tmp_path, progress=False, seed=2)
     assert {row["stage"] for row in history} == {"restoration"}
     assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]
     assert history[-1]["val_loss"] is not None
-    assert stage.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 2**5)
+    assert stage.optimizer.param_groups[0]["lr"] == pytest.approx(kwargs.get("rate", 0.1) / 2**5)
     with torch.no_grad():
         stage.detector.eval().fit_statistics([stage.data_loader.dataset.images], [])  # type: ignore[attr-defined]
         normal = stage.detector.detect(stage.data_loader.dataset.images)  # type: ignore[attr-defined]
