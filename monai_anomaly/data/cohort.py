@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,19 @@ from .content import shown_digest
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["Cohort", "load_cohort", "load_mask", "write_datalist"]
+__all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "load_mask", "write_datalist"]
 
 Item = dict[str, Any]
 Sides = dict[str, list[Item]]
 
 SIDES = ("training", "validation", "calibration", "test")
+STRATA = ("site", "scanner")
 DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
 
 # Voxel bytes that tell most volumes of one size apart without unpacking them whole.
 _PROBE_BYTES = 1 << 22
+# What a table of patients cannot change of an item.
+_OWN_KEYS = ("image", "patient", "label", "mask", "case")
 # A mask's affine may differ from its scan's by this part of a voxel (headers store float32).
 _MASK_VOXELS = 1e-3
 
@@ -50,6 +53,8 @@ class Cohort:
         calibration: items to set thresholds on, all of label 0.
         test: items to detect in.
         validation: items that a training watches and fits its held-out statistics on, all of label 0.
+        split: how the sides came about, JSON-able: ``seed``, ``stratified_by`` (keys that some item has) and ``drawn``,
+            the fraction by which each side was drawn from the training patients; empty for a cohort made by hand.
     """
 
     root: Path
@@ -57,6 +62,7 @@ class Cohort:
     calibration: list[Item]
     test: list[Item]
     validation: list[Item] = field(default_factory=list)
+    split: dict[str, Any] = field(default_factory=dict)
 
 
 def load_cohort(
@@ -65,6 +71,7 @@ def load_cohort(
     patient_regex: str | None = None,
     calibration_fraction: float = 0.2,
     validation_fraction: float = 0.0,
+    stratify_by: Sequence[str] = STRATA,
     seed: int = 0,
 ) -> Cohort:
     """Describe the cohort that a file or folder holds.
@@ -79,7 +86,8 @@ def load_cohort(
 
     The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
     relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the
-    item itself, with one warning.
+    item itself, with one warning. Further columns of ``patients.csv`` (``site``, ``scanner``) are kept on the items, as
+    further keys of a datalist's items are.
 
     Args:
         source: datalist, scan or folder.
@@ -88,6 +96,8 @@ def load_cohort(
             gives up for calibration: at least one where there are two. A datalist is taken as it stands.
         validation_fraction: share (in [0, 1)) of the training patients that any source without validation scans gives
             up for validation: at least one where there are two.
+        stratify_by: keys of the items: patients are drawn from each combination of their values in proportion to its
+            size, to within one patient. Items without the keys are a stratum of their own.
         seed: chooses these patients.
 
     Returns:
@@ -96,7 +106,7 @@ def load_cohort(
     Raises:
         InputError: where the source is missing, empty or broken, files are missing, a patient or an image's content is
             on two sides, an item to train or calibrate on is abnormal, a normal item has a mask, two items have the
-            same case, or a patient cannot be told.
+            same case, two calibration patients have the same image, or a patient cannot be told.
 
     References:
         P. Bergmann et al., "MVTec AD: A comprehensive real-world dataset for unsupervised anomaly detection", CVPR
@@ -106,6 +116,7 @@ def load_cohort(
 
     _check_fraction("calibration_fraction", calibration_fraction)
     _check_fraction("validation_fraction", validation_fraction)
+    keys = (stratify_by,) if isinstance(stratify_by, str) else tuple(stratify_by or ())
     path = Path(os.path.abspath(source))
     if not path.exists():
         raise InputError(path, "no such file or folder", "Check the path.")
@@ -127,12 +138,17 @@ def load_cohort(
         else:
             sides = _sides(test=[_item(scan) for scan in _find_scans(path)])
     _complete(root, sides, patient_regex, single)
+    drawn: dict[str, float] = {}
     if hold_out:
-        sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
+        drawn["calibration"] = calibration_fraction
     if not sides["validation"]:
-        sides["training"], sides["validation"] = _hold_out(sides["training"], validation_fraction, seed)
-    cohort = Cohort(root=root, **sides)
-    _check(cohort, path)
+        drawn["validation"] = validation_fraction
+    for side, fraction in drawn.items():
+        sides["training"], sides[side] = _hold_out(sides["training"], fraction, seed, keys)
+    known = [key for key in keys if any(key in item for side in SIDES for item in sides[side])]
+    split = {"seed": seed, "stratified_by": known, "drawn": {k: v for k, v in drawn.items() if v > 0}}
+    cohort = _cohort(root, sides, split)
+    check_cohort(cohort, path)
     return cohort
 
 
@@ -143,6 +159,7 @@ def write_datalist(
     patient_regex: str | None = None,
     calibration_fraction: float = 0.2,
     test_fraction: float = 0.0,
+    stratify_by: Sequence[str] = STRATA,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write the datalist of a folder, to be looked at, corrected and given to :func:`load_cohort`.
@@ -156,6 +173,7 @@ def write_datalist(
         patient_regex: as in :func:`load_cohort`.
         calibration_fraction: share (in [0, 1)) of the patients not in the test that calibrate.
         test_fraction: share (in [0, 1)) of the patients to test on; only for a folder without a test side.
+        stratify_by: as in :func:`load_cohort`; the values come from further columns of ``patients.csv``.
         seed: chooses the patients.
 
     Returns:
@@ -169,6 +187,7 @@ def write_datalist(
 
     _check_fraction("calibration_fraction", calibration_fraction)
     _check_fraction("test_fraction", test_fraction)
+    keys = (stratify_by,) if isinstance(stratify_by, str) else tuple(stratify_by or ())
     root, output = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
     if not root.is_dir():
         raise InputError(root, "no such folder", "Check the path.")
@@ -176,14 +195,14 @@ def write_datalist(
     if sides is None:
         sides = _sides(training=[_item(scan, label=0) for scan in _find_scans(root)])
         _complete(root, sides, patient_regex, False)
-        sides["training"], sides["test"] = _hold_out(sides["training"], test_fraction, seed)
+        sides["training"], sides["test"] = _hold_out(sides["training"], test_fraction, seed, keys)
     elif test_fraction > 0:
         raise InputError(root, "has a test side, so test_fraction does not apply", "Leave test_fraction out.")
     else:
         _complete(root, sides, patient_regex, False)
     if not sides["calibration"]:
-        sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed)
-    _check(Cohort(root=root, **sides), root)
+        sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed, keys)
+    check_cohort(_cohort(root, sides), root)
     written = [side for side in SIDES if sides[side] or side != "validation"]
     sections = {side: [_relative(item, output.parent) for item in sides[side]] for side in written}
     datalist = {"name": root.name, **sections}
@@ -191,20 +210,27 @@ def write_datalist(
     return datalist
 
 
-def load_mask(path: str | Path, reference: MetaTensor) -> np.ndarray:
+def load_mask(
+    path: str | Path, reference: MetaTensor, *, label: int | None = None, resample: bool = False
+) -> np.ndarray:
     """Read the lesions' outline of a scan.
 
     Args:
         path: NIfTI or DICOM volume, or picture. Voxels above 0 are lesion; in PNG and JPEG pictures those above half of
             the number range (127 of 8 bits), so that compression noise is none.
         reference: the scan as loaded, (C, X, Y, Z) with ``meta["scan_kind"]``.
+        label: the scan's, which the mask must not contradict; None: not known.
+        resample: lay a mask of another shape or affine on the scan's grid: by the nearest voxel in the world, a picture
+            (which has no place in the world) stretched to the scan's size. Without it such a mask is refused.
 
     Returns:
         bool, (X, Y, Z); (rows, columns, 1) for pictures.
 
     Raises:
-        InputError: where the mask cannot be read, differs from the scan in shape, lies elsewhere (by more than 1e-3
-            of a voxel in any column of the affine), or holds values of which none reaches half of the range.
+        InputError: where the mask cannot be read, differs from the scan in shape or lies elsewhere (by more than 1e-3
+            of a voxel in any column of the affine) and is not to be resampled, has no lesion left on the scan's grid,
+            holds values of which none reaches half of the range, or is empty for an abnormal scan or not empty for a
+            normal one.
     """
     from monai_anomaly.transforms.load import read_voxels, scan_suffix
 
@@ -214,12 +240,14 @@ def load_mask(path: str | Path, reference: MetaTensor) -> np.ndarray:
     remedy = "Save the mask on the grid of its scan."
     if voxels.scan_kind != reference.meta.get("scan_kind", voxels.scan_kind):
         raise InputError(path, f"is a {voxels.scan_kind}, unlike its scan {scan}", remedy)
-    if shape != expected:
+    moved = shape != expected
+    if moved and not resample:
         raise InputError(path, f"the mask has shape {shape} and its scan {scan} {expected}", remedy)
     if voxels.scan_kind == "volume":
         # In the scan's voxels the mask's affine must be the identity.
         away = np.linalg.solve(reference.affine.numpy().astype(np.float64), voxels.affine) - np.eye(4)
-        if np.abs(away).max() > _MASK_VOXELS:
+        moved = moved or bool(np.abs(away).max() > _MASK_VOXELS)
+        if moved and not resample:
             problem = f"the mask's affine differs from that of its scan {scan} by {np.abs(away).max():.3g} voxels"
             raise InputError(path, problem, remedy)
     array = voxels.array
@@ -230,11 +258,44 @@ def load_mask(path: str | Path, reference: MetaTensor) -> np.ndarray:
         if suffix == ".png" and array.any() and not (array > threshold).any():
             problem = f"the mask's largest value is {array.max():g}, below half of the range"
             raise InputError(path, problem, "Save lesions as the largest value (255).")
-    return np.asarray((array > threshold).any(axis=0))
+    mask = np.asarray((array > threshold).any(axis=0))
+    if moved:
+        outlined = bool(mask.any())
+        mask = _on_grid_of(mask, voxels.affine, reference)
+        if outlined and not mask.any():
+            raise InputError(path, f"the mask has no lesion within its scan {scan}", "Check which scan it belongs to.")
+    if label == 0 and mask.any():
+        raise InputError(path, f"outlines a lesion, but its scan {scan} is normal (label 0)", "Correct one of the two.")
+    if label == 1 and not mask.any():
+        problem = f"is empty, but its scan {scan} is abnormal (label 1)"
+        raise InputError(
+            path, problem, "Outline the lesion, or leave the mask out: the scan then counts as an image only."
+        )
+    return mask
+
+
+def _on_grid_of(mask: np.ndarray, affine: np.ndarray, reference: MetaTensor) -> np.ndarray:
+    """A mask (X', Y', Z') on the voxels of its scan: each takes the nearest of the mask's, outside of them nothing."""
+    from monai.data import MetaTensor
+    from monai.transforms import Resize, SpatialResample
+
+    ours = MetaTensor(mask[None].astype(np.float32), affine=affine)
+    if reference.meta.get("scan_kind") == "picture":
+        return np.asarray(Resize(tuple(reference.shape[1:]), mode="nearest-exact")(ours)[0] > 0)
+    resampled = SpatialResample(mode="nearest", padding_mode="zeros")(
+        ours, dst_affine=reference.affine, spatial_size=tuple(reference.shape[1:])
+    )
+    return np.asarray(resampled[0] > 0)
 
 
 def _sides(**given: list[Item]) -> Sides:
     return {side: given.get(side, []) for side in SIDES}
+
+
+def _cohort(root: Path, sides: Sides, split: dict[str, Any] | None = None) -> Cohort:
+    return Cohort(
+        root, sides["training"], sides["calibration"], sides["test"], validation=sides["validation"], split=split or {}
+    )
 
 
 def _item(image: Path, label: int | None = None, mask: Path | None = None) -> Item:
@@ -396,10 +457,14 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
         short = relative if inside else first.relative_to(common)
         if item.get("case") is None:
             item["case"] = "__".join((*short.parts[:-1], _stem(short)))
+        row = {} if table is None else table.get(relative.as_posix(), {})
+        for key, value in row.items():
+            if key not in _OWN_KEYS:
+                item.setdefault(key, value)
         if item.get("patient") not in (None, ""):
             item["patient"] = str(item["patient"])
-        elif table is not None and (patient := table.get(relative.as_posix())):
-            item["patient"] = patient
+        elif row:
+            item["patient"] = row["patient"]
         elif pattern is not None:
             match = pattern.search(relative.as_posix())
             if match is None or not match.group(1):
@@ -418,8 +483,8 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
         )
 
 
-def _read_patients(path: Path) -> dict[str, str] | None:
-    """Patients by relative image path, ``None`` where there is no such table."""
+def _read_patients(path: Path) -> dict[str, dict[str, str]] | None:
+    """The filled-in columns of a table of patients by relative image path, ``None`` where there is no such table."""
     if not path.is_file():
         return None
     try:
@@ -427,10 +492,12 @@ def _read_patients(path: Path) -> dict[str, str] | None:
             reader = csv.DictReader(file)
             if not {"image", "patient"} <= set(reader.fieldnames or ()):
                 raise InputError(path, "lacks the columns image and patient", "Name them in the first line.")
-            patients: dict[str, str] = {}
+            patients: dict[str, dict[str, str]] = {}
             for row in reader:
-                image, patient = Path(row["image"] or "").as_posix(), (row["patient"] or "").strip()
-                if not patient or patients.setdefault(image, patient) != patient:
+                # a line that is longer than the first has what is over under None
+                filled = {k: v.strip() for k, v in row.items() if k is not None and v and v.strip()}
+                image, patient = Path(row["image"] or "").as_posix(), filled.get("patient", "")
+                if not patient or patients.setdefault(image, filled)["patient"] != patient:
                     problem = f"line {reader.line_num} names no patient, or another one than before, for {image!r}"
                     raise InputError(path, problem, "Name one patient for each image.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -438,23 +505,43 @@ def _read_patients(path: Path) -> dict[str, str] | None:
     return patients
 
 
-def _hold_out(items: list[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+def _hold_out(items: list[Item], fraction: float, seed: int, keys: Sequence[str] = ()) -> tuple[list[Item], list[Item]]:
     """Divide items by patient into those kept and those held out.
 
     The patients are sorted before they are drawn, so the order of the items has no influence. At least one patient is
-    kept, and at least one is held out where there are two and the fraction is above 0.
+    kept, and at least one is held out where there are two and the fraction is above 0. Each stratum (patients with the
+    same values of the keys) gives up its proportional part, rounded down, or one more: largest remainders first.
     """
-    patients = sorted({item["patient"] for item in items})
+    values: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for item in items:
+        values[item["patient"]].add(tuple(str(item.get(key)) for key in keys))
+    patients = sorted(values)
     count = 0
     if fraction > 0 and len(patients) > 1:
         count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
-    drawn = np.random.default_rng(seed).permutation(len(patients))[:count]
-    held = {patients[index] for index in drawn}
+    strata: dict[tuple[tuple[str, ...], ...], list[str]] = defaultdict(list)
+    for index in np.random.default_rng(seed).permutation(len(patients)):
+        strata[tuple(sorted(values[patients[index]]))].append(patients[index])
+    # in whole numbers: count * size = quotient * patients + remainder
+    shares = {key: divmod(count * len(members), len(patients)) for key, members in strata.items()}
+    left = count - sum(whole for whole, _ in shares.values())
+    # the sort is stable, so that among equal remainders the order of the draw decides
+    raised = set(sorted(shares, key=lambda key: -shares[key][1])[:left])
+    held = {patient for key, members in strata.items() for patient in members[: shares[key][0] + (key in raised)]}
     return [i for i in items if i["patient"] not in held], [i for i in items if i["patient"] in held]
 
 
-def _check(cohort: Cohort, source: Path) -> None:
-    """Refuse a cohort that is empty or would make results wrong."""
+def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
+    """Refuse a cohort that is empty or would make results wrong.
+
+    Args:
+        cohort: of :func:`load_cohort`, which checks it itself, or made by hand.
+        source: what to name in the message; None: the cohort's root.
+
+    Raises:
+        InputError: see :func:`load_cohort`.
+    """
+    source = cohort.root if source is None else source
     sides: Sides = {side: getattr(cohort, side) for side in SIDES}
     if not any(sides.values()):
         raise InputError(source, "holds no scan", "Give NIfTI files, pictures or folders of DICOM files.")
@@ -481,31 +568,31 @@ def _check(cohort: Cohort, source: Path) -> None:
 
 
 def _check_content(sides: Sides, source: Path) -> None:
-    """Refuse the same image on two sides, and warn of copies on one."""
-    alike: dict[str, dict[str, str]] = defaultdict(dict)
-    for side, file in _images(sides):
-        alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault(f"{side}\n{file}", file)
-    copies: dict[str, list[str]] = defaultdict(list)
-    for group in alike.values():
-        seen: dict[str, tuple[str, str]] = {}
-        for key, file in group.items() if len(group) > 1 else ():
-            side = key.partition("\n")[0]
-            digest = shown_digest(Path(file))
-            other, first = seen.setdefault(digest, (side, file))
-            if other != side:
-                problem = f"{first} ({other}) and {file} ({side}) are the same image"
-                raise InputError(source, problem, "Leave it on one side.")
-            if first != file:
-                copies[side].append(f"{file} = {first}")
-    for side, pairs in copies.items():
-        warnings.warn(f"{source}: {len(pairs)} images of {side} are copies of others ({pairs[0]}).", stacklevel=4)
-
-
-def _images(sides: Sides) -> Iterator[tuple[str, str]]:
+    """Refuse the same image on two sides or of two calibration patients, and warn of other copies on one."""
+    alike: dict[str, dict[tuple[str, str], tuple[str, str, str]]] = defaultdict(dict)
     for side in SIDES:
         for item in sides[side]:
-            for file in _files(item):
-                yield side, file
+            # a file that is gone has nothing to compare; reading it as a scan says so
+            for file in filter(os.path.exists, _files(item)):
+                entry = (side, item["patient"], file)
+                alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
+    copies: dict[str, list[str]] = defaultdict(list)
+    for group in alike.values():
+        seen: dict[str, tuple[str, str, str]] = {}
+        for entry in group.values() if len(group) > 1 else ():
+            side, patient, file = entry
+            first = seen.setdefault(shown_digest(Path(file)), entry)
+            if first[0] != side:
+                problem = f"{first[2]} ({first[0]}) and {file} ({side}) are the same image"
+                raise InputError(source, problem, "Leave it on one side.")
+            if side == "calibration" and first[1] != patient:
+                # one unit would count as two, and the error rate would be understated
+                problem = f"{first[2]} and {file} are the same image, of two calibration patients"
+                raise InputError(source, problem, "Leave one of them, or give both the same patient.")
+            if first is not entry:
+                copies[side].append(f"{file} = {first[2]}")
+    for side, pairs in copies.items():
+        warnings.warn(f"{source}: {len(pairs)} images of {side} are copies of others ({pairs[0]}).", stacklevel=4)
 
 
 def _relative(item: Item, folder: Path) -> Item:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from .daad import DAADTrainer
 from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
-from .detector_files import DetectorFiles, load_detector, save_detector
+from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
 from .ganomaly import GANomalyTrainer
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
 from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
 from .itae import HalvingLR, ITAETrainer
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
 from .reconstruction import ReconstructionTrainer
+from .selection import SyntheticLesionSelection
 from .stages import StageTrainer, still_improving, train_stages
 from .training import DetectorTraining
 from .training_data import ImageBatches, TrainingData
@@ -35,8 +36,10 @@ __all__ = [
     "ProxyExtractionTrainer",
     "StackInferer",
     "StageTrainer",
+    "SyntheticLesionSelection",
     "TrainingData",
     "calibrate",
+    "check_unseen",
     "fill_encoder",
     "fit_slice_statistics",
     "load_detector",

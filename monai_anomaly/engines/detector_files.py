@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 import torch
 
 from monai_anomaly import networks
+from monai_anomaly.data.split import seen_scans
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
 from monai_anomaly.writers.atomic import atomic_path
 from monai_anomaly.writers.tables import write_json
 
-__all__ = ["DetectorFiles", "load_detector", "save_detector"]
+__all__ = ["DetectorFiles", "check_unseen", "load_detector", "save_detector"]
 
 _FORMAT = 1
 
@@ -52,8 +55,9 @@ def save_detector(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    with atomic_path(folder / "model.pt") as path:
-        torch.save(state, path)
+    # through a file object: a path's random name would go into the archive, and equal states give equal bytes
+    with atomic_path(folder / "model.pt") as path, path.open("wb") as file:
+        torch.save(state, file)
     write_json(
         folder / "detector.json",
         {
@@ -99,6 +103,44 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
     network = _build(described, name, arguments)
     _load_state(folder / "model.pt", network)
     return DetectorFiles(network.eval(), preprocessing, description)
+
+
+def check_unseen(
+    description: dict[str, Any], data: Sequence[dict[str, Any]], *, refuse: bool = True, num_workers: int = 1
+) -> list[dict[str, str]]:
+    """Find the scans that a detector was trained, validated or calibrated with: its figures on them would be flattered.
+
+    Args:
+        description: the content of ``detector.json``.
+        data: items of the cohort to detect in.
+        refuse: raise where there are any, for an evaluation; False: warn, for maps alone.
+        num_workers: threads that read the files.
+
+    Returns:
+        Those scans, as ``seen_scans`` gives them.
+
+    Raises:
+        InputError: where there are any and ``refuse``.
+
+    Warns:
+        UserWarning: where there are any and not ``refuse``, or the description says nothing of the cohort's files.
+    """
+    split = description.get("training", {}).get("split")
+    if split is None:
+        problem = "detector.json holds no hashes of its cohort: whether these scans are new to it cannot be checked."
+        warnings.warn(problem, stacklevel=2)
+        return []
+    seen = seen_scans(split, data, num_workers)
+    if seen:
+        sides = " and ".join(sorted({scan["side"] for scan in seen}))
+        problem = (
+            f"{len(seen)} of {len(data)} scans were among those of the detector's {sides} (first: {seen[0]['case']})"
+        )
+        error = InputError(seen[0]["image"], problem, "Leave them out: their scores say nothing of new scans.")
+        if refuse:
+            raise error
+        warnings.warn(str(error), stacklevel=2)
+    return seen
 
 
 def _build(described: Path, name: str, arguments: dict[str, Any]) -> AnomalyDetector:

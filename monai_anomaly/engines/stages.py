@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from torch.utils.data import DataLoader
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
+
+if TYPE_CHECKING:
+    from .selection import SyntheticLesionSelection
 
 __all__ = ["StageTrainer", "distributed", "first_process", "still_improving", "sum_over_processes", "train_stages"]
 
@@ -42,7 +45,7 @@ class StageTrainer(Trainer, ABC):
         train_data_loader: batches, dictionaries of tensors.
         optimizers: by name; what they hold is checkpointed.
         modules: by name, further networks of this stage (a discriminator); checkpointed too.
-        val_data_loader: held-out normals for the validation loss; watched only: nothing is chosen by it.
+        val_data_loader: held-out normals for the validation loss; watched only: nothing is chosen by that loss.
         amp: mixed precision on a GPU.
         train_handlers: MONAI or ignite handlers.
         lr_schedulers: each is stepped after every epoch; checkpointed.
@@ -199,6 +202,7 @@ def train_stages(
     resume: bool = True,
     save_interval: int = 1,
     val_interval: int = 1,
+    selection: SyntheticLesionSelection | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Run the stages in order, keep their loss curves, and resume from the last checkpoint after a kill.
@@ -215,6 +219,8 @@ def train_stages(
         resume: take up a checkpoint that is there; False starts anew.
         save_interval: epochs between checkpoints.
         val_interval: epochs between validation losses; the last epoch of a stage always has one.
+        selection: chooses among the states after every ``val_interval`` epochs of the last stage, and after its last;
+            the network ends with the chosen one. None: it ends with the last.
         progress: show a progress bar.
 
     Returns:
@@ -226,7 +232,7 @@ def train_stages(
     """
     folder = Path(folder)
     fingerprint = hashlib.sha256(json.dumps(identity or {}, sort_keys=True, default=str).encode()).hexdigest()
-    run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, val_interval, progress)
+    run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, val_interval, selection, progress)
     if resume:
         run.load()
     run.go()
@@ -268,8 +274,10 @@ class _StagedRun:
         fingerprint: str,
         save_interval: int,
         val_interval: int,
+        selection: SyntheticLesionSelection | None,
         progress: bool,
     ) -> None:
+        self.selection = selection
         self.stages, self.network, self.folder = stages, network, folder
         self.seed, self.fingerprint, self.progress = seed, fingerprint, progress
         self.save_interval, self.val_interval = save_interval, val_interval
@@ -293,6 +301,8 @@ class _StagedRun:
             self._refuse_other_epochs(saved["max_epochs"])
             self.stages[self.first_stage].load_saved_state(saved["state"])
             self.history = [dict(row) for row in saved["history"]]
+            if self.selection is not None:
+                self.selection.load_saved_state(saved["selection"])
         except InputError:
             raise
         except Exception as error:
@@ -326,6 +336,8 @@ class _StagedRun:
             "state": self.stages[stage].state_to_save(),
             "history": self.history,
         }
+        if self.selection is not None:
+            saved["selection"] = self.selection.state_to_save()
         with atomic_path(self.checkpoint) as path:
             torch.save(saved, path)
 
@@ -335,6 +347,16 @@ class _StagedRun:
             trainer = self.stages[index]
             start = self.first_epoch if index == self.first_stage else 0
             self._run_stage(index, trainer, start)
+        if self.selection is not None and first_process():
+            self._settle(self.selection)
+
+    def _settle(self, selection: SyntheticLesionSelection) -> None:
+        """The network has the state of the last epoch, which counts too but is no candidate of a longer run."""
+        trainer = self.stages[-1]
+        epochs = trainer.state.max_epochs
+        if epochs % self.val_interval != 0:
+            selection.consider(self.network, trainer.stage, epochs)
+        selection.settle(self.network, self.folder)
 
     def _run_stage(self, index: int, trainer: StageTrainer, start: int) -> None:
         from tqdm import tqdm
@@ -374,6 +396,9 @@ class _StagedRun:
                 scheduler.step()
             if first_process():
                 self._record(trainer, sums)
+                last_stage = index == len(self.stages) - 1
+                if self.selection is not None and last_stage and engine.state.epoch % self.val_interval == 0:
+                    self.selection.consider(self.network, trainer.stage, engine.state.epoch)
                 bar.set_postfix(loss=f"{self.history[-1]['train_loss']:.4g}", refresh=False)
                 if engine.state.epoch % self.save_interval == 0 or engine.state.epoch == engine.state.max_epochs:
                     self.save(index, engine.state.epoch)

@@ -13,12 +13,14 @@ from monai.transforms import Compose
 from torch import nn
 
 from monai_anomaly.data.content import content_hash
+from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
 
 from .detector_files import save_detector
 from .inference import StackInferer, calibrate, fit_slice_statistics, raise_for_failures
+from .selection import selection_named
 from .stages import StageTrainer, first_process, train_stages
 from .training_data import ImageBatches, TrainingData
 
@@ -42,12 +44,16 @@ class DetectorTraining:
         resume: take up the last checkpoint.
         save_interval: epochs between checkpoints.
         val_interval: epochs between validation losses.
+        select_by: ``"synthetic_lesions"``: of the states after every ``val_interval`` epochs of the last stage, the
+            one whose maps find synthetic lesions in the validation normals best (see ``SyntheticLesionSelection``);
+            None: the last.
         num_workers: processes that read calibration scans ahead.
         progress: show progress bars.
 
     Raises:
         InputError: if the output folder cannot be written to, the scans' channels, dimensions or the slices' size do
-            not fit the network, or it needs held-out normals and there are none.
+            not fit the network, it or ``select_by`` needs held-out normals and there are none, or there is no epoch to
+            select.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class DetectorTraining:
         resume: bool = True,
         save_interval: int = 1,
         val_interval: int = 1,
+        select_by: str | None = None,
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -80,6 +87,15 @@ class DetectorTraining:
         self.num_workers, self.progress = num_workers, progress
         ensure_writable(self.output_dir)
         self._check_fit()
+        self.selection = selection_named(
+            select_by, data.held_out, data.train_dataset, self.inferer.batch_size, self.stages
+        )
+        if first_process() and not data.cohort.calibration:
+            logger.warning(
+                f"{data.cohort.root}: no normals are left for calibration: the detector will have no thresholds and "
+                "write no masks. Raise calibration_fraction (two or more training patients), or list some under "
+                "calibration."
+            )
 
     def _check_fit(self) -> None:
         """Refuse data that the network would only fail on after the training, or deep inside it."""
@@ -118,7 +134,10 @@ class DetectorTraining:
     def identity(self) -> dict[str, Any]:
         """What makes this training this training: data, network, preprocessing, proxy, batches and seed."""
         dataset = self.data.train_dataset
+        # only where one is asked for: other checkpoints stay valid
+        chosen = {} if self.selection is None else {"selection": {**self.selection.config, "every": self.val_interval}}
         return {
+            **chosen,
             "network": self.network.config,
             "preprocessing": self.preprocessing.config,
             "time_point": self.preprocessing.time_point,
@@ -161,6 +180,7 @@ class DetectorTraining:
             resume=self.resume,
             save_interval=self.save_interval,
             val_interval=self.val_interval,
+            selection=self.selection,
             progress=self.progress,
         )
         dataset, calibration_data = self.data.train_dataset, self.data.cohort.calibration
@@ -176,6 +196,8 @@ class DetectorTraining:
             )
             facts = {
                 **identity,
+                "selection": None if self.selection is None else self.selection.report(),
+                "split": describe_split(self.data.cohort, self.data.num_workers),
                 "epochs": [stage.state.max_epochs for stage in self.stages],
                 "validation_scans": sorted(self.data.val_dataset.hashes if self.data.cohort.validation else []),
                 "calibration_scans": sorted(

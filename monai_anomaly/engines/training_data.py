@@ -12,7 +12,7 @@ import torch.distributed as dist
 from monai.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from monai_anomaly.data.cohort import Cohort, load_cohort
+from monai_anomaly.data.cohort import Cohort, check_cohort, load_cohort
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.transforms import ScanPreprocessing
 
@@ -23,12 +23,13 @@ class TrainingData:
     """The data of a training, made when they are first asked for.
 
     Args:
-        dataset_dir: where the cohort is (see ``load_cohort``, as for the next three), or a cohort as it stands.
+        dataset_dir: where the cohort is (see ``load_cohort``, as for the next five), or a cohort as it stands.
         patient_regex: finds the patient in a scan's path.
         calibration_fraction: share of the training patients held out for calibration.
         validation_fraction: share of the remaining ones held out for the validation loss and for statistics of
             held-out normals; with 0 the calibration normals give the validation loss, and nothing is fitted on them
             but the calibration.
+        stratify_by: keys of the cohort's items; each combination of their values is drawn from alike.
         seed: chooses the patients, and the order under several processes.
         image_size: see ``ScanPreprocessing``, as for the next four.
         slice_axis: the axis that volumes are cut along.
@@ -54,6 +55,7 @@ class TrainingData:
         patient_regex: str | None = None,
         calibration_fraction: float = 0.2,
         validation_fraction: float = 0.0,
+        stratify_by: Sequence[str] = ("site", "scanner"),
         seed: int = 0,
         image_size: Sequence[int] = (256, 256),
         slice_axis: str = "axial",
@@ -70,7 +72,7 @@ class TrainingData:
     ) -> None:
         self.dataset_dir, self.patient_regex = dataset_dir, patient_regex
         self.calibration_fraction, self.validation_fraction = calibration_fraction, validation_fraction
-        self.seed, self.batch_size = seed, batch_size
+        self.stratify_by, self.seed, self.batch_size = stratify_by, seed, batch_size
         self.proxy, self.slice_transform, self.donors = proxy, slice_transform, donors
         self.cache_dir, self.num_workers, self.progress = cache_dir, num_workers, progress
         self.preprocessing = ScanPreprocessing(image_size, slice_axis, spacing, tiles, time_point=time_point)
@@ -79,12 +81,14 @@ class TrainingData:
     def cohort(self) -> Cohort:
         """Which scans train, validate and calibrate."""
         if isinstance(self.dataset_dir, Cohort):
+            check_cohort(self.dataset_dir)
             return self.dataset_dir
         return load_cohort(
             self.dataset_dir,
             patient_regex=self.patient_regex,
             calibration_fraction=self.calibration_fraction,
             validation_fraction=self.validation_fraction,
+            stratify_by=self.stratify_by,
             seed=self.seed,
         )
 

@@ -10,4 +10,5 @@ from .preprocessing import *  # noqa: F403
 from .proxies import *  # noqa: F403
 from .pseudo_abnormal import *  # noqa: F403
 from .slice_grid import *  # noqa: F403
+from .synthetic_lesions import *  # noqa: F403
 from .volume_grid import *  # noqa: F403

@@ -1,0 +1,89 @@
+"""What a detector remembers of the cohort that it came from, and whether a scan was part of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from monai_anomaly.exceptions import InputError
+
+from .cohort import SIDES, STRATA, Cohort
+from .content import shown_digest
+
+__all__ = ["describe_split", "seen_scans"]
+
+# The sides whose scans a detector has taken something from.
+_USED = ("training", "validation", "calibration")
+
+
+def describe_split(cohort: Cohort, num_workers: int = 1) -> dict[str, Any]:
+    """The split of a cohort as it is stored with a detector: no names of patients or files, and no labels.
+
+    Args:
+        cohort: whose files are there.
+        num_workers: threads that read them.
+
+    Returns:
+        JSON-able: ``by`` (``"patient"``), what ``Cohort.split`` holds, and under ``sides`` for each side ``scans`` and
+        ``patients`` (their numbers), ``strata`` (the number of patients by site and scanner, where items have them) and
+        ``digests`` (sorted; what each file that can be read shows, see ``shown_digest``).
+    """
+    sides: dict[str, Any] = {}
+    for side in SIDES:
+        items = getattr(cohort, side)
+        sides[side] = {
+            "scans": len(items),
+            "patients": len({item["patient"] for item in items}),
+            "strata": _strata(items, cohort.split.get("stratified_by") or STRATA),
+            "digests": sorted({digest for digests in _digests(items, num_workers) for digest in digests}),
+        }
+    return {"by": "patient", **cohort.split, "sides": sides}
+
+
+def seen_scans(split: Mapping[str, Any], data: Sequence[dict[str, Any]], num_workers: int = 1) -> list[dict[str, str]]:
+    """The scans that a detector was trained, validated or calibrated with, by what their files show.
+
+    Recompressed, renamed and losslessly converted files are recognised; resampled, rescaled or cropped ones, and a
+    DICOM series converted to NIfTI, are not.
+
+    Args:
+        split: of ``describe_split``.
+        data: a cohort's items.
+        num_workers: threads that read the files.
+
+    Returns:
+        ``{"case", "image", "side"}`` of each such scan; one known file among its channels is enough.
+    """
+    side_of = {digest: side for side in _USED for digest in split["sides"][side]["digests"]}
+    found = []
+    for item, digests in zip(data, _digests(data, num_workers)):
+        side = next((side_of[digest] for digest in digests if digest in side_of), None)
+        if side is not None:
+            found.append({"case": item["case"], "image": str(item["image"]), "side": side})
+    return found
+
+
+def _digests(items: Sequence[dict[str, Any]], num_workers: int) -> list[list[str]]:
+    files = [[item["image"]] if isinstance(item["image"], str) else list(item["image"]) for item in items]
+
+    def of_scan(paths: list[str]) -> list[str]:
+        try:
+            return [shown_digest(Path(path)) for path in paths]
+        except InputError:
+            return []  # a scan that cannot be read is listed as such where it is used
+
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        return list(pool.map(of_scan, files))
+
+
+def _strata(items: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Patients by the values of the keys; one with several values counts for each."""
+    known = [key for key in keys if any(key in item for item in items)]
+    if not known:
+        return []
+    pairs = {(item["patient"], tuple(str(item.get(key)) for key in known)) for item in items}
+    counts = Counter(values for _, values in pairs)
+    return [{**dict(zip(known, values)), "patients": count} for values, count in sorted(counts.items())]

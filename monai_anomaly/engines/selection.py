@@ -1,0 +1,249 @@
+"""Choosing the epoch of a training by synthetic lesions in held-out normals: no diseased scan, no label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_anomaly.data.slices import SliceDataset
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.transforms import RandSyntheticLesion
+
+from .training_data import ImageBatches
+
+__all__ = ["SyntheticLesionSelection"]
+
+
+class SyntheticLesionSelection:
+    """Keeps the weights whose anomaly maps rank the pixels of fixed synthetic lesions best.
+
+    Every candidate sees the same lesions in the same images: they follow from ``seed`` alone, which is not that of the
+    training, so that the figures of trainings with other settings or seeds on the same held-out normals compare. The
+    figure is the average precision over all pixels of all images; among equals the earliest candidate is kept. A
+    detector whose maps need fitted statistics gets them fitted for the figure alone.
+
+    Args:
+        held_out: images of the validation patients.
+        training: images that statistics of a detector are fitted on.
+        batch_size: images in one forward pass.
+        lesions: draws them; None: all kinds at their default sizes.
+        most_images: spread evenly over the held-out ones; the others are not looked at.
+        most_pixels: of one image, drawn once; above it (volumes) the figure is an estimate from these.
+        seed: of the lesions and pixels.
+
+    Attributes:
+        rows: the candidates so far, each ``stage, epoch, pixel_ap``.
+        lesion_share: share of the pixels that are lesion, the AP of chance.
+
+    Raises:
+        InputError: if there is no held-out image, or none has a foreground to put a lesion in.
+    """
+
+    name = "synthetic_lesions"
+
+    def __init__(
+        self,
+        held_out: SliceDataset,
+        training: SliceDataset | None = None,
+        batch_size: int = 8,
+        lesions: RandSyntheticLesion | None = None,
+        most_images: int = 64,
+        most_pixels: int = 2**17,
+        seed: int = 0,
+    ) -> None:
+        self.held_out, self.training, self.batch_size = held_out, training, batch_size
+        self.lesions = lesions or RandSyntheticLesion()
+        self.most_images, self.most_pixels, self.seed = most_images, most_pixels, seed
+        count = len(held_out)
+        self.indices: list[int] = []
+        if count:
+            self.indices = np.unique(np.linspace(0, count - 1, min(most_images, count)).round().astype(int)).tolist()
+        self.rows: list[dict[str, Any]] = []
+        self._best: dict[str, Tensor] | None = None
+        self.lesion_share = self._lesion_share()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the figures depend on besides the network, JSON-able."""
+        return {
+            "by": self.name,
+            "images": len(self.indices),
+            "most_pixels": self.most_pixels,
+            "seed": self.seed,
+            "lesions": self.lesions.config,
+            "validation_scans": sorted(self.held_out.hashes),
+        }
+
+    def image(self, number: int) -> tuple[Tensor, Tensor]:
+        """One of the images with its lesion.
+
+        Args:
+            number: from 0 up to the number of images used.
+
+        Returns:
+            Image (C, *spatial) and mask (1, *spatial).
+        """
+        index = self.indices[number]
+        # half-way round the held-out images: another scan's, where there are several
+        donor = (index + len(self.held_out) // 2) % len(self.held_out)
+        self.lesions.set_random_state(seed=(self.seed * 1_000_003 + number) % 2**32)
+        image, mask = self.lesions(self.held_out[index]["image"], self.held_out[donor]["image"])
+        return torch.as_tensor(image), torch.as_tensor(mask)
+
+    @torch.no_grad()
+    def score(self, network: AnomalyDetector) -> float:
+        """The pixel AP of a network, which is left as it was but for its mode (eval).
+
+        Args:
+            network: on the device to run on.
+
+        Returns:
+            In (0, 1]; ``lesion_share`` is that of chance.
+
+        Raises:
+            InputError: if a map is not finite.
+        """
+        from sklearn.metrics import average_precision_score
+
+        device = next(chain(network.parameters(), network.buffers())).device
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        network.eval()
+        # a detector with random parts must not shift the training's random numbers
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            try:
+                network.fit_statistics(
+                    ImageBatches(self.training, self.batch_size, device),
+                    ImageBatches(self.held_out, self.batch_size, device),
+                )
+                maps, masks = [], []
+                for start in range(0, len(self.indices), self.batch_size):
+                    numbers = range(start, min(start + self.batch_size, len(self.indices)))
+                    images, lesions = zip(*(self.image(number) for number in numbers))
+                    found = network.detect(torch.stack(images).to(device)).anomaly_map.float().cpu()
+                    for number, one, lesion in zip(numbers, found, lesions):
+                        chosen = self._pixels(number, lesion.numel())
+                        maps.append(one.flatten()[chosen])
+                        masks.append(lesion.flatten()[chosen] > 0)
+            finally:
+                network.load_state_dict(before)
+        values = torch.cat(maps)
+        if not bool(torch.isfinite(values).all()):
+            raise InputError("select_by", "an anomaly map is not finite", "Lower the learning rate or switch amp off.")
+        return float(average_precision_score(torch.cat(masks).numpy(), values.numpy()))
+
+    def consider(self, network: AnomalyDetector, stage: str, epoch: int) -> None:
+        """Make the network's present state a candidate.
+
+        Args:
+            network: at the end of an epoch.
+            stage: the stage's name.
+            epoch: counted from one.
+        """
+        figure = self.score(network)
+        if self._best is None or figure > max(row["pixel_ap"] for row in self.rows):
+            self._best = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        self.rows.append({"stage": stage, "epoch": epoch, "pixel_ap": figure})
+
+    def settle(self, network: AnomalyDetector, folder: Path) -> None:
+        """Give the network the best candidate's state, and write ``selection.csv``.
+
+        Args:
+            network: gets the state.
+            folder: of the training.
+        """
+        from monai_anomaly.writers.tables import write_csv
+
+        if self._best is None:
+            return  # the last stage has no epoch
+        network.load_state_dict(self._best)
+        best = self.best
+        rows = [{**row, "chosen": int(row is best)} for row in self.rows]
+        write_csv(folder / "selection.csv", rows, ["stage", "epoch", "pixel_ap", "chosen"])
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best candidate so far: the first of the highest figure."""
+        return max(self.rows, key=lambda row: row["pixel_ap"]) if self.rows else None
+
+    def report(self) -> dict[str, Any]:
+        """What the detector's description says of the choice."""
+        best = self.best
+        return {
+            **{key: value for key, value in self.config.items() if key != "validation_scans"},
+            "pixel_ap_of_chance": self.lesion_share,
+            "candidates": len(self.rows),
+            "stage": None if best is None else best["stage"],
+            "epoch": None if best is None else best["epoch"],
+            "pixel_ap": None if best is None else best["pixel_ap"],
+            "pixel_ap_of_last_epoch": self.rows[-1]["pixel_ap"] if self.rows else None,
+        }
+
+    def state_to_save(self) -> dict[str, Any]:
+        """What a checkpoint holds of the choice so far."""
+        return {"rows": self.rows, "best": self._best}
+
+    def load_saved_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_to_save`` gave."""
+        self.rows = [dict(row) for row in state["rows"]]
+        self._best = state["best"]
+
+    def _pixels(self, number: int, size: int) -> Tensor | slice:
+        """Which pixels of an image count: the same for every candidate."""
+        if size <= self.most_pixels:
+            return slice(None)
+        generator = np.random.default_rng([self.seed, number])
+        return torch.from_numpy(np.sort(generator.choice(size, self.most_pixels, replace=False)))
+
+    def _lesion_share(self) -> float:
+        remedy = "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation."
+        if not self.indices:
+            raise InputError("select_by", "no validation scan can be used", remedy)
+        inside, total = 0.0, 0
+        for number in range(len(self.indices)):
+            mask = self.image(number)[1].flatten()
+            mask = mask[self._pixels(number, mask.numel())]
+            inside += float(mask.sum())
+            total += mask.numel()
+        if not inside:
+            raise InputError("select_by", "no validation scan has a foreground to put a lesion in", remedy)
+        return inside / total
+
+
+def selection_named(
+    name: str | None, held_out: SliceDataset | None, training: SliceDataset, batch_size: int, stages: Sequence[Any]
+) -> SyntheticLesionSelection | None:
+    """The selection that an option asks for, on what a training has.
+
+    Args:
+        name: ``"synthetic_lesions"`` or None, for the last epoch.
+        held_out: images of the validation patients, or None.
+        training: of the training patients.
+        batch_size: images in one forward pass.
+        stages: of the training.
+
+    Raises:
+        InputError: for another name, a training without stages, or one without validation patients.
+    """
+    if name is None:
+        return None
+    if name != SyntheticLesionSelection.name:
+        raise InputError("select_by", f"is {name!r}", "Say synthetic_lesions, or null for the last epoch.")
+    if not stages:
+        raise InputError(
+            "select_by", "this detector is fitted in one pass and has no epochs to choose from", "Say null."
+        )
+    if held_out is None:
+        raise InputError(
+            "select_by",
+            "choosing the epoch needs validation patients, and there are none",
+            "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation.",
+        )
+    return SyntheticLesionSelection(held_out, training, batch_size)
