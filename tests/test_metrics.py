@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_anomaly.metrics import ranking
-from monai_anomaly.metrics.ranking import (
-    PixelMetrics,
-    auroc,
-    average_precision,
-    best_dice,
-    image_metrics,
-    ranking_metrics,
-)
+from monai_anomaly.metrics.ranking import auroc, average_precision, best_dice, ranking_metrics
 
 
 @st.composite
@@ -144,31 +137,3 @@ def test_refuses_what_has_no_rank(scores: list, labels: list, problem: str) -> N
 def test_best_dice_takes_the_highest_of_equal_thresholds() -> None:
     # thresholds 3 and 1 both give 2/3
     assert best_dice([3.0, 2.0, 2.0, 1.0], [1, 0, 0, 1]) == (pytest.approx(2 / 3), 3.0)
-
-
-def test_pixel_metrics_pool_all_scans() -> None:
-    rng = np.random.default_rng(1)
-    pooled, metrics = [], PixelMetrics()
-    assert metrics.compute() == {"auroc": None, "ap": None, "best_dice": None, "prevalence": None}
-    for shape in ((4, 5, 6), (7, 3, 2), (8, 8, 1)):
-        labels = rng.random(shape) < (0.0 if shape[2] == 1 else 0.2)  # the last scan is normal
-        scores = rng.integers(0, 9, shape) + labels
-        metrics.update(scores.astype(np.float64), labels)
-        pooled.append((scores.ravel(), labels.ravel()))
-    scores, labels = (np.concatenate(part) for part in zip(*pooled))
-    assert metrics.compute() == ranking_metrics(scores, labels)
-    assert metrics.compute() == ranking_metrics(scores, labels)  # computing changes nothing
-    with pytest.raises(ValueError, match="shape"):
-        metrics.update(np.zeros((2, 3)), np.zeros((3, 2)))
-
-
-def test_image_metrics_leave_out_scans_without_a_label() -> None:
-    scores = [0.1, 0.7, 0.4, 0.9, float("nan")]
-    metrics = image_metrics([0, 0, 1, 1, None], scores)
-    assert metrics == {"auroc": 0.75, "ap": pytest.approx(0.5 + 0.5 * 2 / 3), "num_normal": 2, "num_abnormal": 2}
-    assert image_metrics([0, None], [0.1, 0.2]) == {"auroc": None, "ap": None, "num_normal": 1, "num_abnormal": 0}
-    assert image_metrics([], [])["auroc"] is None
-    # equal in float32, not in float64
-    assert image_metrics([0, 1], [1.0, 1.0 + 1e-12])["auroc"] == 1.0
-    with pytest.raises(ValueError, match="2 labels but 1 scores"):
-        image_metrics([0, 1], [0.5])

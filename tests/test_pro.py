@@ -77,7 +77,7 @@ def test_corners_connect_and_perfect_maps_have_one() -> None:
     metric = RegionOverlap()
     metric.update(mask.astype(float), mask)
     assert metric.compute() == pytest.approx(1.0)
-    assert len(metric._regions) == 1
+    assert metric.num_regions == 1
 
 
 def test_undefined_and_unfit() -> None:

@@ -13,46 +13,69 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PixelMetrics", "auroc", "average_precision", "best_dice", "image_metrics", "ranking_metrics"]
+__all__ = ["Ranking", "auroc", "average_precision", "best_dice", "rank_sorted", "ranking_metrics"]
 
 # Abnormal elements handled at a time: keeps the int64 and float64 temporaries at some tens of MB.
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class _Ranking:
-    """The metrics of one pair of sorted score arrays, both classes present."""
+class Ranking:
+    """The ranking metrics of two sets of scores, both classes present.
+
+    Attributes:
+        auroc: in [0, 1].
+        average_precision: in [0, 1].
+        best_dice: over all thresholds (an oracle).
+        best_threshold: the threshold of ``best_dice``, in the values that were ranked.
+        overlap: the area under mean overlap against false positive rate; None where there are no regions.
+        sensitivity: the largest that a threshold reaches whose false positive rate is within the limit.
+        dice: at that threshold.
+        threshold: that threshold, None where every threshold that finds anything is beyond the limit.
+        bounds: by metric, how far its value may be off; what is not named is exact.
+    """
 
     auroc: float
     average_precision: float
     best_dice: float
     best_threshold: float
+    overlap: float | None
+    sensitivity: float
+    dice: float
+    threshold: float | None
+    bounds: dict[str, float] = field(default_factory=dict)
 
 
-def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Flat scores and flat bool labels, or ValueError."""
+def checked_labels(labels: npt.ArrayLike) -> np.ndarray:
+    """Labels as bool, of any shape; ValueError where one is neither 0 nor 1."""
+    truth = np.asarray(labels)
+    if truth.dtype == np.bool_:
+        return truth
+    positive = truth == 1
+    if not np.all(positive | (truth == 0)):
+        raise ValueError("labels must be 0 (normal) or 1 (abnormal).")
+    return positive
+
+
+def checked_scores(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Flat scores and flat bool labels; ValueError where their numbers differ or one cannot be ranked."""
     flat, truth = np.asarray(scores).reshape(-1), np.asarray(labels).reshape(-1)
     if flat.size != truth.size:
         raise ValueError(f"{flat.size} scores but {truth.size} labels: give one label for each score.")
     if flat.dtype.kind not in "fiub":
         raise ValueError(f"scores of dtype {flat.dtype} cannot be ranked: give real numbers.")
-    if truth.dtype != np.bool_:
-        positive = truth == 1
-        if not np.all(positive | (truth == 0)):
-            raise ValueError("labels must be 0 (normal) or 1 (abnormal).")
-        truth = positive
-    return flat, truth
+    return flat, checked_labels(truth)
 
 
-def _split(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def split_by_class(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Copies of the scores of the normal and of the abnormal elements, in their own dtype; refuses NaN."""
-    flat, truth = _checked(scores, labels)
+    flat, truth = checked_scores(scores, labels)
     normal, abnormal = flat[~truth], flat[truth]
     # min() carries a NaN through, without an array of flags
     if any(part.size and np.isnan(part.min()) for part in (normal, abnormal)):
@@ -70,19 +93,65 @@ def _tie_chunks(ranked: np.ndarray) -> Iterator[np.ndarray]:
         start = stop
 
 
-def _rank(normal: np.ndarray, abnormal: np.ndarray) -> _Ranking | None:
-    """The metrics of two score arrays, which are sorted in place; None where one of them is empty.
-
-    Only scores of abnormal elements need be tried as thresholds: between two of them recall stands still, so that
-    average precision gains nothing, and a lower threshold only adds false positives, so that Dice cannot rise.
-    """
+def rank(normal: np.ndarray, abnormal: np.ndarray) -> Ranking | None:
+    """The metrics of two score arrays, which are sorted in place; None where one of them is empty."""
     if not normal.size or not abnormal.size:
         return None
     normal.sort()
     abnormal.sort()
+    return rank_sorted(normal, abnormal)
+
+
+def allowed_false_positives(limit: float, normal: int) -> int:
+    """How many of the normal elements may be detected at a false positive rate of at most ``limit``."""
+    return math.floor(limit * normal * (1.0 + 1e-12))  # 0.29 * 100 is 28.999999999999996
+
+
+def overlap_area(before: np.ndarray, at: np.ndarray, limit: float) -> np.ndarray:
+    """The area that one unit of overlap adds under the curve of overlap against false positive rate.
+
+    Args:
+        before: the false positive rates above the scores at which the unit is found.
+        at: the false positive rates at and above them. Between the two the overlap rises linearly.
+        limit: where the area ends.
+
+    Returns:
+        The areas up to ``limit``, divided by it, each in [0, 1].
+    """
+    rise = np.minimum(at, limit) - np.minimum(before, limit)
+    share = np.divide(rise, at - before, out=np.ones_like(rise), where=at > before)  # of the rise, within the limit
+    return (share * rise / 2.0 + limit - np.minimum(at, limit)) / limit
+
+
+def rank_sorted(
+    normal: np.ndarray,
+    abnormal: np.ndarray,
+    *,
+    regions: np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
+    overlap_limit: float = 1.0,
+    fpr: float = 0.05,
+) -> Ranking:
+    """All metrics of two sorted arrays, neither of which is empty.
+
+    Only scores of abnormal elements need be tried as thresholds: between two of them recall stands still, so that
+    average precision and overlap gain nothing, and a lower threshold only adds false positives, so that Dice cannot
+    rise.
+
+    Args:
+        normal: shape (N,), sorted.
+        abnormal: shape (A,), sorted, of the same dtype.
+        regions: shape (A,), the number of each abnormal element's region, from 0; None for no overlap.
+        sizes: shape (R,), the number of elements of each region.
+        overlap_limit: the false positive rate up to which the overlap is integrated, in (0, 1].
+        fpr: the false positive rate of ``sensitivity``, ``dice`` and ``threshold``.
+    """
     doubled_wins = 0  # twice the pairs ranked rightly, a tie being half a pair: an exact integer
     weighted_precision: list[float] = []
+    areas: list[float] = []
     top_dice, top_threshold = -1.0, math.nan
+    allowed = allowed_false_positives(fpr, normal.size)
+    point: tuple[float, float, float] | None = None
     start = 0  # abnormal elements below the chunk
     for chunk in _tie_chunks(abnormal):
         first = np.concatenate(([0], np.flatnonzero(chunk[1:] != chunk[:-1]) + 1))
@@ -98,12 +167,24 @@ def _rank(normal: np.ndarray, abnormal: np.ndarray) -> _Ranking | None:
         best = dice.size - 1 - int(np.argmax(dice[::-1]))  # the highest threshold among equals
         if dice[best] >= top_dice:
             top_dice, top_threshold = float(dice[best]), float(thresholds[best])
+        if point is None and false_alarms[-1] <= allowed:
+            lowest = int(np.argmax(false_alarms <= allowed))  # they fall from threshold to threshold
+            point = float(detected[lowest] / abnormal.size), float(dice[lowest]), float(thresholds[lowest])
+        if regions is not None and sizes is not None:
+            parts = np.add.reduceat(1.0 / sizes[regions[start : start + chunk.size]], first)
+            before, at = (normal.size - not_above) / normal.size, false_alarms / normal.size
+            areas.append(float(np.sum(parts * overlap_area(before, at, overlap_limit))))
         start += chunk.size
-    return _Ranking(
+    sensitivity, dice_at, threshold = point or (0.0, 0.0, None)
+    return Ranking(
         auroc=doubled_wins / (2 * normal.size * abnormal.size),
-        average_precision=math.fsum(weighted_precision) / abnormal.size,
+        average_precision=min(math.fsum(weighted_precision) / abnormal.size, 1.0),
         best_dice=top_dice,
         best_threshold=top_threshold,
+        overlap=None if sizes is None else min(math.fsum(areas) / sizes.size, 1.0),
+        sensitivity=sensitivity,
+        dice=dice_at,
+        threshold=threshold,
     )
 
 
@@ -122,7 +203,7 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
     Raises:
         ValueError: if a score is NaN, a label is neither 0 nor 1, or the sizes differ.
     """
-    ranking = _rank(*_split(scores, labels))
+    ranking = rank(*split_by_class(scores, labels))
     return ranking.auroc if ranking else None
 
 
@@ -141,7 +222,7 @@ def average_precision(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | N
     Raises:
         ValueError: if a score is NaN, a label is neither 0 nor 1, or the sizes differ.
     """
-    ranking = _rank(*_split(scores, labels))
+    ranking = rank(*split_by_class(scores, labels))
     return ranking.average_precision if ranking else None
 
 
@@ -162,12 +243,12 @@ def best_dice(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     Raises:
         ValueError: if a score is NaN, a label is neither 0 nor 1, or the sizes differ.
     """
-    ranking = _rank(*_split(scores, labels))
+    ranking = rank(*split_by_class(scores, labels))
     return (ranking.best_dice, ranking.best_threshold) if ranking else None
 
 
 def _as_dict(normal: np.ndarray, abnormal: np.ndarray) -> dict[str, float | None]:
-    ranking, total = _rank(normal, abnormal), normal.size + abnormal.size
+    ranking, total = rank(normal, abnormal), normal.size + abnormal.size
     return {
         "auroc": ranking.auroc if ranking else None,
         "ap": ranking.average_precision if ranking else None,
@@ -190,79 +271,4 @@ def ranking_metrics(scores: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, f
     Raises:
         ValueError: if a score is NaN, a label is neither 0 nor 1, or the sizes differ.
     """
-    return _as_dict(*_split(scores, labels))
-
-
-def image_metrics(labels: Sequence[int | None], scores: Sequence[float]) -> dict[str, float | int | None]:
-    """Ranking metrics of whole scans.
-
-    Args:
-        labels: per scan 0 (normal), 1 (abnormal) or None (unknown; the scan is left out).
-        scores: the scans' anomaly scores.
-
-    Returns:
-        ``auroc`` and ``ap`` (None where a class is absent) and the counts ``num_normal`` and ``num_abnormal``.
-
-    Raises:
-        ValueError: if a score of a labelled scan is NaN, a label is neither 0, 1 nor None, or the lengths differ.
-    """
-    if len(labels) != len(scores):
-        raise ValueError(f"{len(labels)} labels but {len(scores)} scores: give one score for each scan.")
-    known = [(label, score) for label, score in zip(labels, scores) if label is not None]
-    truth = np.array([label for label, _ in known], dtype=np.int64)
-    # float64, so that no two scores are tied by rounding
-    normal, abnormal = _split(np.array([score for _, score in known], dtype=np.float64), truth)
-    metrics = _as_dict(normal, abnormal)
-    return {
-        "auroc": metrics["auroc"],
-        "ap": metrics["ap"],
-        "num_normal": int(normal.size),
-        "num_abnormal": int(abnormal.size),
-    }
-
-
-class PixelMetrics:
-    """Ranking metrics over the pooled pixels or voxels of many scans.
-
-    Scores are kept as float32, parted by class, so no labels need be kept: 4 bytes a voxel. :meth:`compute` needs as
-    much again while it runs.
-
-    Example:
-        >>> metrics = PixelMetrics()
-        >>> metrics.update(np.array([0.1, 0.9, 0.4]), np.array([False, True, False]))
-        >>> metrics.compute()["auroc"]
-        1.0
-    """
-
-    def __init__(self) -> None:
-        self._normal: list[np.ndarray] = []
-        self._abnormal: list[np.ndarray] = []
-
-    def update(self, anomaly_map: npt.ArrayLike, mask: npt.ArrayLike) -> None:
-        """Add one scan.
-
-        Args:
-            anomaly_map: scores of any shape, (X, Y, Z) as a rule; rounded to float32.
-            mask: labels of the same shape, True or 1 on lesions; all False for a normal scan.
-
-        Raises:
-            ValueError: if the shapes differ, a score is NaN, or a label is neither 0 nor 1.
-        """
-        if np.shape(anomaly_map) != np.shape(mask):
-            raise ValueError(f"map of shape {np.shape(anomaly_map)} but mask of shape {np.shape(mask)}.")
-        normal, abnormal = _split(np.asarray(anomaly_map, dtype=np.float32), mask)
-        self._normal.append(normal)
-        self._abnormal.append(abnormal)
-
-    def compute(self) -> dict[str, float | None]:
-        """The metrics over all voxels added so far.
-
-        Returns:
-            As :func:`ranking_metrics`.
-        """
-        return _as_dict(_joined(self._normal), _joined(self._abnormal))
-
-
-def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """One new float32 array of all the parts."""
-    return np.concatenate([np.empty(0, dtype=np.float32), *parts])
+    return _as_dict(*split_by_class(scores, labels))
