@@ -1,0 +1,678 @@
+"""What an evaluation found, as plain values: the input of the report, and the same figures as JSON and CSV.
+
+Nothing is computed here that a metric would compute: figures, intervals and curves come in finished. What the report
+adds (case lists, sentences) is derived from them, so that page, JSON and CSV cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from monai_anomaly.writers.tables import write_csv
+
+__all__ = [
+    "CaseResult",
+    "CaseSlice",
+    "CohortSide",
+    "Curve",
+    "DetectorFigures",
+    "DriftCheck",
+    "Estimate",
+    "Evaluation",
+    "ExtraTable",
+    "MetricColumn",
+    "ReportCalibration",
+    "ReportMethod",
+    "SeedSpread",
+    "case_lists",
+    "evaluation_json",
+    "write_metrics_csv",
+]
+
+Kind = Literal["method", "baseline", "picture statistic"]
+Level = Literal["image", "patient", "pixel", "lesion"]
+
+# In the order in which tables show them.
+KINDS: tuple[Kind, ...] = ("method", "baseline", "picture statistic")
+LEVELS: tuple[Level, ...] = ("image", "patient", "pixel", "lesion")
+# Points kept of a curve: a figure is a few hundred pixels wide.
+_CURVE_POINTS = 400
+NOT_EVALUATED = "not evaluated at this level"
+
+
+def _finite(name: str, value: float | None) -> float | None:
+    """As a Python float; NaN and infinity are refused."""
+    if value is None:
+        return None
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: give None, with the reason where there is room for one.")
+    return value
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure with its interval, or the reason why there is none.
+
+    Attributes:
+        value: the figure; None where it is undefined.
+        low: lower end of its interval; None for no interval.
+        high: upper end; given exactly where ``low`` is.
+        undefined: why ``value`` is None; empty exactly where it is given.
+
+    Raises:
+        ValueError: if a number is NaN or infinite, an undefined value has no reason or a defined one has, only one
+            end of the interval is given, or the ends are the wrong way round.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    undefined: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if (self.value is None) != bool(self.undefined):
+            raise ValueError("an estimate has either a value or the reason why it is undefined.")
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has two ends.")
+        if self.low is not None and self.high is not None and (self.value is None or self.low > self.high):
+            raise ValueError(f"no interval of {self.value}: {self.low} to {self.high}.")
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """What a metric is called, and how it is read.
+
+    Attributes:
+        level: ``image``, ``patient``, ``pixel`` or ``lesion``.
+        key: its key in ``DetectorFigures.levels[level]``.
+        label: its name for readers, ``AUROC``.
+        headline: the metric by which the summary compares detectors; one for each level at most.
+        higher_is_better: False for errors and false alarms, None where neither is better (a prevalence).
+        chance: what a random ranking reaches (0.5 for AUROC, the prevalence for AP); None where that is not defined.
+        two_sided: a picture statistic as far below chance separates the classes as well as one above (AUROC of a
+            statistic that may rise or fall with disease); needs ``chance``.
+        note: what a reader must know, such as that a best Dice is an oracle; printed below the table.
+    """
+
+    level: Level
+    key: str
+    label: str
+    headline: bool = False
+    higher_is_better: bool | None = True
+    chance: float | None = None
+    two_sided: bool = False
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"level is {self.level!r}: choose one of {LEVELS}.")
+        if self.two_sided and self.chance is None:
+            raise ValueError(f"{self.label} is two-sided: give its chance.")
+        if self.headline and self.higher_is_better is None:
+            raise ValueError(f"{self.label} cannot compare detectors: say whether higher is better.")
+        object.__setattr__(self, "chance", _finite("chance", self.chance))
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """The figures of one detector.
+
+    Attributes:
+        name: unique among the detectors.
+        kind: ``method``, ``baseline`` (what every method must beat) or ``picture statistic`` (a confound such as the
+            mean brightness).
+        levels: level -> metric key -> figure. Levels and metrics that are left out count as not evaluated.
+    """
+
+    name: str
+    kind: Kind
+    levels: Mapping[str, Mapping[str, Estimate]]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}: choose one of {KINDS}.")
+
+    def estimate(self, column: MetricColumn) -> Estimate:
+        """The figure in a column, with a reason where it is missing."""
+        figures = self.levels.get(column.level, {})
+        return figures.get(column.key) or Estimate(None, undefined=NOT_EVALUATED)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve of one detector.
+
+    Attributes:
+        detector: its name, as in the tables.
+        kind: the kind of its detector.
+        level: what is counted.
+        axes: ``roc`` (false positive rate, sensitivity), ``pr`` (recall, precision) or ``froc`` (false lesions per
+            scan, lesion sensitivity).
+        x: shape (n,), finite.
+        y: shape (n,), finite.
+    """
+
+    detector: str
+    kind: Kind
+    level: Level
+    axes: Literal["roc", "pr", "froc"]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.axes not in ("roc", "pr", "froc"):
+            raise ValueError(f"axes is {self.axes!r}: choose roc, pr or froc.")
+        x, y = (np.asarray(points, dtype=np.float64) for points in (self.x, self.y))
+        if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise ValueError(f"the curve of {self.detector} needs as many finite x as y.")
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
+
+    def thinned(self) -> Curve:
+        """At most 400 points of the curve, its ends among them, at about equal distances along it.
+
+        Curves over voxels have millions of points, most of them in one corner.
+        """
+        x, y = np.asarray(self.x), np.asarray(self.y)
+        if x.size <= _CURVE_POINTS:
+            return self
+        steps = sum(np.abs(np.diff(points)) / (np.ptp(points) or 1.0) for points in (x, y))
+        length = np.concatenate([[0.0], np.cumsum(steps)])
+        keep = np.searchsorted(length, np.linspace(0.0, length[-1], _CURVE_POINTS))
+        keep = np.unique(np.concatenate([[0], np.minimum(keep, x.size - 1), [x.size - 1]]))[:_CURVE_POINTS]
+        keep[-1] = x.size - 1
+        return replace(self, x=x[keep], y=y[keep])
+
+
+@dataclass(frozen=True)
+class CohortSide:
+    """One side of the split.
+
+    Attributes:
+        name: ``training``, ``validation``, ``calibration`` or ``test``.
+        scans: how many.
+        patients: how many; None where the cohort does not say.
+        sha256: hash of the list of its files, hexadecimal.
+        normal: of the scans, those labelled normal; None where there are no labels.
+        abnormal: of the scans, those labelled abnormal.
+    """
+
+    name: str
+    scans: int
+    patients: int | None
+    sha256: str
+    normal: int | None = None
+    abnormal: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportMethod:
+    """The detector that is reported on.
+
+    Attributes:
+        name: as in the tables.
+        version: of this package.
+        weights: where the weights come from, a label or a hash.
+        settings: what it was made and trained with: plain values, nested mappings allowed. They are printed as they
+            are, so give none that name a patient.
+    """
+
+    name: str
+    version: str
+    weights: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DriftCheck:
+    """One comparison of new scans with the calibration scans.
+
+    Attributes:
+        name: what is compared, ``scores (Kolmogorov-Smirnov)``.
+        finding: the outcome in words and figures.
+        warning: True where the guarantee of the calibration can no longer be relied on.
+    """
+
+    name: str
+    finding: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class ReportCalibration:
+    """How scores became decisions.
+
+    Attributes:
+        alpha: rate of normal patients that may be flagged, in (0, 1).
+        patients: calibration patients, none of whom was trained on.
+        score_threshold: scans with a higher score are flagged; None where the patients are too few for ``alpha``.
+        map_threshold: voxels with a higher value are in the mask, in the units of the map; None where there is none.
+        rule: how the thresholds follow from the calibration scores, in words.
+        scores: shape (n,), calibration scores in the units of the cases' scores, for the histogram; may be empty.
+        drift: the checks of this cohort against the calibration; empty where none was made.
+    """
+
+    alpha: float
+    patients: int
+    score_threshold: float | None
+    map_threshold: float | None
+    rule: str
+    scores: Sequence[float] | np.ndarray = ()
+    drift: Sequence[DriftCheck] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "score_threshold", "map_threshold"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if not 0.0 < self.alpha < 1.0:
+            raise ValueError(f"alpha is a rate between 0 and 1, got {self.alpha}")
+        if not np.isfinite(np.asarray(self.scores, dtype=np.float64)).all():
+            raise ValueError("a calibration score is NaN or infinite.")
+
+
+@dataclass(frozen=True)
+class CaseSlice:
+    """One slice of a case, to be drawn. Arrays, or files that Pillow reads.
+
+    Attributes:
+        image: (rows, columns) gray or (rows, columns, 3) colour.
+        restoration: as ``image``, in its units; None where the detector restores nothing.
+        anomaly_map: (rows, columns), finite scores; as a file a single-channel one of scores (``anomaly_map.tiff``),
+            not a colour rendering.
+        mask: (rows, columns), nonzero where an anomaly is reported; None for no mask.
+        reference: (rows, columns), nonzero where an expert marked a lesion; None for no reference.
+        window: the values of ``image`` shown black and white; None for its minimum and maximum.
+        aspect: height of a pixel divided by its width.
+        label: which slice it is, ``axial slice 12``.
+        letters: what lies at the left, right, top and bottom of the picture (``R L A P``); empty where unknown.
+    """
+
+    image: np.ndarray | str | Path
+    restoration: np.ndarray | str | Path | None
+    anomaly_map: np.ndarray | str | Path
+    mask: np.ndarray | str | Path | None = None
+    reference: np.ndarray | str | Path | None = None
+    window: tuple[float, float] | None = None
+    aspect: float = 1.0
+    label: str = ""
+    letters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One scan of the test set.
+
+    Attributes:
+        name: the case's name, made of its file's name. It is always printed.
+        score: its anomaly score, finite.
+        label: 0 normal, 1 abnormal, None unknown.
+        p_value: its conformal p-value, in (0, 1]; None without calibration.
+        flagged: whether the calibrated rule reports it; None without a threshold.
+        patient: who it is of, empty where unknown. Printed only where asked for.
+        lesions: lesions in the reference; None without a reference.
+        lesions_found: of these, those that the mask touches; None without a reference or a mask.
+        pictures: the slice to draw, or a function that gives it, called only for the cases that the page shows;
+            None for no picture.
+    """
+
+    name: str
+    score: float
+    label: int | None = None
+    p_value: float | None = None
+    flagged: bool | None = None
+    patient: str = ""
+    lesions: int | None = None
+    lesions_found: int | None = None
+    pictures: CaseSlice | Callable[[], CaseSlice] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", _finite(f"the score of {self.name}", self.score))
+        object.__setattr__(self, "p_value", _finite(f"the p-value of {self.name}", self.p_value))
+        if self.label not in (None, 0, 1):
+            raise ValueError(f"the label of {self.name} is {self.label!r}: give 0, 1 or None.")
+        object.__setattr__(self, "flagged", None if self.flagged is None else bool(self.flagged))
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """One metric over repeated trainings.
+
+    Attributes:
+        detector: its name.
+        level: its level.
+        metric: the metric's key.
+        values: seed -> value.
+    """
+
+    detector: str
+    level: Level
+    metric: str
+    values: Mapping[int, float]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError(f"no seed of {self.detector}.")
+        values = {int(seed): _finite(f"seed {seed}", value) for seed, value in self.values.items()}
+        object.__setattr__(self, "values", values)
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds; None for one seed."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class ExtraTable:
+    """A table of its own, such as results by scanner or lesion size.
+
+    Attributes:
+        title: its heading.
+        columns: the names of its columns.
+        rows: as many cells each; None is printed as a dash.
+        note: printed below.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | Estimate | None]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.title}: a row has {len(row)} cells, the table {len(self.columns)} columns.")
+            for cell in row:
+                if isinstance(cell, float | np.floating):
+                    _finite(f"a cell of {self.title}", float(cell))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a report shows.
+
+    Attributes:
+        title: the page's heading.
+        method: the detector that is reported on.
+        cohort: the sides of the split, in their order.
+        metrics: the columns of the tables, in their order; empty for an inference without labels.
+        detectors: the figures, the method's own among them. A level that any of them has is a table in which every
+            method and baseline stands.
+        calibration: None where the detector is not calibrated.
+        intervals: what the intervals are (``95 % bootstrap, resampled by patient``); empty for no intervals.
+        prevalence: level -> share of abnormal elements in the test set, the precision of chance.
+        curves: any number.
+        cases: the scored scans of the test set; names are unique.
+        spreads: metrics over seeds.
+        tables: further tables.
+        failures: (case, reason) of scans that could not be used.
+        scores_of: what a score is (``latent distance``), the axis of the histogram.
+
+    Raises:
+        ValueError: if names repeat, a figure belongs to no column, a level has several headline metrics, or a curve or
+            a spread names an unknown detector or metric.
+    """
+
+    title: str
+    method: ReportMethod
+    cohort: Sequence[CohortSide]
+    metrics: Sequence[MetricColumn] = ()
+    detectors: Sequence[DetectorFigures] = ()
+    calibration: ReportCalibration | None = None
+    intervals: str = ""
+    prevalence: Mapping[str, float] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    cases: Sequence[CaseResult] = ()
+    spreads: Sequence[SeedSpread] = ()
+    tables: Sequence[ExtraTable] = ()
+    failures: Sequence[tuple[str, str]] = ()
+    scores_of: str = "anomaly score"
+
+    def __post_init__(self) -> None:
+        names = [detector.name for detector in self.detectors]
+        repeatable: tuple[tuple[str, list[str]], ...] = (
+            ("detector", names),
+            ("case", [case.name for case in self.cases]),
+            ("metric", [f"{column.level} {column.key}" for column in self.metrics]),
+            ("headline metric of the level", [str(column.level) for column in self.metrics if column.headline]),
+        )
+        for what, listed in repeatable:
+            twice = (
+                sorted({name for name in listed if listed.count(name) > 1}) if len(listed) > len(set(listed)) else []
+            )
+            if twice:
+                raise ValueError(f"more than one {what} {twice[0]!r}.")
+        known = {(column.level, column.key) for column in self.metrics}
+        used = [(d.name, level, key) for d in self.detectors for level, figures in d.levels.items() for key in figures]
+        used += [(spread.detector, spread.level, spread.metric) for spread in self.spreads]
+        for name, level, key in used:
+            if (level, key) not in known:
+                raise ValueError(f"{name} has a figure {level} {key}, which is no column of metrics.")
+        for name in [curve.detector for curve in self.curves] + [spread.detector for spread in self.spreads]:
+            if name not in names:
+                raise ValueError(f"a curve or spread names the detector {name!r}, which has no figures.")
+        for level, share in self.prevalence.items():
+            if level not in LEVELS or not 0.0 <= share <= 1.0:
+                raise ValueError(f"prevalence of {level!r} is {share}.")
+
+    def columns(self, level: str) -> list[MetricColumn]:
+        """The metrics of a level."""
+        return [column for column in self.metrics if column.level == level]
+
+    def headline(self, level: str) -> MetricColumn | None:
+        """The metric that compares detectors at a level; None where there is none."""
+        return next((column for column in self.columns(level) if column.headline), None)
+
+    def levels(self) -> list[Level]:
+        """The levels at which any detector has a figure, in their usual order."""
+        return [level for level in LEVELS if any(detector.levels.get(level) for detector in self.detectors)]
+
+    def rows(self, level: str) -> list[DetectorFigures]:
+        """Who stands in the table of a level: every method and baseline, and the picture statistics that have figures.
+
+        A statistic of a whole picture has no map, so it has no row where pixels are counted.
+        """
+        return [
+            detector
+            for kind in KINDS
+            for detector in self.detectors
+            if detector.kind == kind and (kind != "picture statistic" or detector.levels.get(level))
+        ]
+
+    def figures(self) -> Iterator[tuple[DetectorFigures, MetricColumn, Estimate]]:
+        """Every cell of every table."""
+        for level in self.levels():
+            for detector in self.rows(level):
+                for column in self.columns(level):
+                    yield detector, column, detector.estimate(column)
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """One of the lists of cases.
+
+    Attributes:
+        key: its name in the JSON.
+        title: its heading.
+        cases: all of them, the most telling first.
+        undefined: why there is no such list; empty where there is.
+    """
+
+    key: str
+    title: str
+    cases: tuple[CaseResult, ...]
+    undefined: str = ""
+
+
+def case_lists(evaluation: Evaluation) -> list[CaseList]:
+    """The cases worth a look.
+
+    Args:
+        evaluation: its ``cases``.
+
+    Returns:
+        The most anomalous (highest score first), the most normal (lowest first), the false negatives (abnormal and not
+        flagged, lowest score first) and the false positives (normal and flagged, highest first). Equal scores are in
+        the order of their names. The last two are undefined without labels, or without a threshold.
+    """
+    rising = sorted(evaluation.cases, key=lambda case: (case.score, case.name))
+    falling = sorted(evaluation.cases, key=lambda case: (-case.score, case.name))
+
+    def errors(key: str, title: str, cases: Sequence[CaseResult], label: int, flagged: bool) -> CaseList:
+        known = [case for case in cases if case.label == label]
+        if not known:
+            return CaseList(key, title, (), f"no scan is labelled {'abnormal' if label else 'normal'}")
+        decided = [case for case in known if case.flagged is not None]
+        if not decided:
+            return CaseList(key, title, (), "no calibrated threshold, so no scan is flagged or cleared")
+        return CaseList(key, title, tuple(case for case in decided if case.flagged is flagged))
+
+    return [
+        CaseList("most_anomalous", "Most anomalous", tuple(falling)),
+        CaseList("most_normal", "Most normal", tuple(rising)),
+        errors("false_negatives", "False negatives (abnormal, not flagged)", rising, 1, False),
+        errors("false_positives", "False positives (normal, flagged)", falling, 0, True),
+    ]
+
+
+def clean_text(text: Any) -> str:
+    """Text that UTF-8 and HTML can hold: undecodable bytes of file names and control characters are spelt out."""
+    kept = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c in "\t\n" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in kept)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON has them: what is neither a number, a text, a list nor a mapping becomes text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {clean_text(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return clean_text(value)
+
+
+def evaluation_json(evaluation: Evaluation, cases_per_list: int = 8) -> dict[str, Any]:
+    """The report's figures as plain values for ``metrics.json``.
+
+    No patient is named, as on the page; the scores of the cases are in ``predictions.csv``.
+
+    Args:
+        evaluation: what to write.
+        cases_per_list: names kept of each list of cases, as many as the page shows.
+
+    Returns:
+        Mappings, lists, texts, numbers and None, as :func:`monai_anomaly.writers.write_json` takes them. Undefined
+        figures are ``{"value": null, ..., "undefined": reason}``; curves are thinned to 400 points each.
+    """
+    from monai_anomaly.writers.report_statements import calibration_statements, comparison_statements
+
+    def estimate(figure: Estimate) -> dict[str, Any]:
+        return {"value": figure.value, "low": figure.low, "high": figure.high, "undefined": figure.undefined or None}
+
+    calibration = evaluation.calibration
+    detectors: dict[str, dict[str, Any]] = {
+        detector.name: {"name": detector.name, "kind": detector.kind, "levels": {}} for detector in evaluation.detectors
+    }
+    for detector, column, figure in evaluation.figures():
+        detectors[detector.name]["levels"].setdefault(column.level, {})[column.key] = estimate(figure)
+    statements = comparison_statements(evaluation) + calibration_statements(evaluation)
+    plain = {
+        "title": evaluation.title,
+        "method": {
+            "name": evaluation.method.name,
+            "version": evaluation.method.version,
+            "weights": evaluation.method.weights,
+            "settings": evaluation.method.settings,
+        },
+        "cohort": [vars(side) for side in evaluation.cohort],
+        "calibration": calibration
+        and {
+            "alpha": calibration.alpha,
+            "patients": calibration.patients,
+            "score_threshold": calibration.score_threshold,
+            "map_threshold": calibration.map_threshold,
+            "rule": calibration.rule,
+            "drift": [vars(check) for check in calibration.drift],
+        },
+        "metrics": [vars(column) for column in evaluation.metrics],
+        "intervals": evaluation.intervals or None,
+        "prevalence": evaluation.prevalence,
+        "detectors": list(detectors.values()),
+        "spreads": [
+            {
+                "detector": spread.detector,
+                "level": spread.level,
+                "metric": spread.metric,
+                "values": spread.values,
+                "mean": spread.mean,
+                "std": spread.std,
+            }
+            for spread in evaluation.spreads
+        ],
+        "tables": [
+            {
+                "title": table.title,
+                "columns": table.columns,
+                "rows": [[estimate(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows],
+                "note": table.note,
+            }
+            for table in evaluation.tables
+        ],
+        "curves": [vars(curve.thinned()) for curve in evaluation.curves],
+        "statements": [vars(statement) for statement in statements],
+        "case_lists": {
+            listed.key: {
+                "number": None if listed.undefined else len(listed.cases),
+                "first": [case.name for case in listed.cases[:cases_per_list]],
+                "undefined": listed.undefined or None,
+            }
+            for listed in case_lists(evaluation)
+        },
+        "scans": len(evaluation.cases),
+        "failures": [{"case": case, "error": error} for case, error in evaluation.failures],
+    }
+    return _plain(plain)
+
+
+def write_metrics_csv(path: str | Path, evaluation: Evaluation) -> None:
+    """Write the figures of the tables as CSV, one line for each.
+
+    The columns are ``detector``, ``kind``, ``level``, ``metric`` (its key), ``value``, ``low``, ``high`` and
+    ``undefined`` (the reason); what is undefined has an empty ``value``.
+
+    Args:
+        path: the file to write.
+        evaluation: what to write.
+
+    Raises:
+        InputError: if the folder cannot be written to.
+    """
+    rows = [
+        {
+            "detector": clean_text(detector.name),
+            "kind": detector.kind,
+            "level": column.level,
+            "metric": column.key,
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "undefined": clean_text(figure.undefined),
+        }
+        for detector, column, figure in evaluation.figures()
+    ]
+    write_csv(path, rows, ["detector", "kind", "level", "metric", "value", "low", "high", "undefined"])
