@@ -140,7 +140,9 @@ def test_p_values_are_their_definitions(patients: list[list[float]], score: floa
     highest = {patient: max(scores) for patient, scores in items.items()}
     calibration.fit(highest, highest, items)
     if not n:
-        assert calibration.p_value(score) is calibration.patient_p_value(score) is calibration.map_p_value(score) is None
+        assert (
+            calibration.p_value(score) is calibration.patient_p_value(score) is calibration.map_p_value(score) is None
+        )
         return
     assert calibration.p_value(score) == pytest.approx(of_items)
     assert calibration.patient_p_value(score) == calibration.map_p_value(score) == pytest.approx(of_patient)

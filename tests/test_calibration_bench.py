@@ -25,7 +25,10 @@ def bench() -> ModuleType:
 
 def write(path: Path, patients: int = 160, shift: float = 0.0) -> Path:
     random = np.random.default_rng(4)
-    rows = [f"c{i},c{i}.nii,p{i // 2},{'' if i % 3 else 0},{s + shift}" for i, s in enumerate(random.gamma(2, size=2 * patients))]
+    rows = [
+        f"c{i},c{i}.nii,p{i // 2},{'' if i % 3 else 0},{s + shift}"
+        for i, s in enumerate(random.gamma(2, size=2 * patients))
+    ]
     path.write_text("\n".join(["case,image,patient,label,anomaly_score", *rows, "x,x.nii,sick,1,1e9"]) + "\n")
     return path
 
@@ -33,7 +36,11 @@ def write(path: Path, patients: int = 160, shift: float = 0.0) -> Path:
 def test_rates_and_spreads_are_those_of_the_law(bench: ModuleType, tmp_path: Path) -> None:
     arguments = ["--calibration", "99", "--alphas", "0.05", "0.1", "0.01", "--splits", "400"]
     rows = bench.main([str(write(tmp_path / "t.csv")), *arguments, "--output", str(tmp_path / "out.jsonl")])
-    assert [json.loads(line)["alpha"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [0.05, 0.1, 0.01]
+    assert [json.loads(line)["alpha"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        0.05,
+        0.1,
+        0.01,
+    ]
     for row in rows:
         assert (row["calibration_patients"], row["test_patients"], row["tied_patients"]) == (99, 61, 0)
         assert row["expected_fpr"] == pytest.approx(row["alpha"])
@@ -54,7 +61,11 @@ def test_a_patient_is_one_unit_and_abnormal_ones_are_left_out(bench: ModuleType,
         ("patient,anomaly_score\na,nan\nb,1\n", [], "anomaly_score of 'a' is 'nan'"),
         ("patient,label,anomaly_score\na,0,1\na,1,2\n", [], "patient 'a' is normal and abnormal"),
         ("patient,anomaly_score\na,1\nb,2\n", ["--calibration", "2"], "2 of 2 patients leave none to test"),
-        ("patient,anomaly_score\na,1\nb,2\n", ["--calibration", "1"], "needs 19 normal calibration patients, there are 1"),
+        (
+            "patient,anomaly_score\na,1\nb,2\n",
+            ["--calibration", "1"],
+            "needs 19 normal calibration patients, there are 1",
+        ),
     ],
 )
 def test_tables_that_say_nothing(

@@ -17,7 +17,9 @@ def patients(count: int, seed: int, **shifts: float) -> tuple[dict[str, float], 
     random = np.random.default_rng(seed)
     scores, facts = {}, {}
     for i in range(count):
-        row = np.array([random.normal(500, 40), random.normal(90, 8), random.normal(0.4, 0.03), 1, 1, 3, 180, 220, 150.0])
+        row = np.array(
+            [random.normal(500, 40), random.normal(90, 8), random.normal(0.4, 0.03), 1, 1, 3, 180, 220, 150.0]
+        )
         row += [shifts.get(name, 0.0) for name in FACTS]
         scores[f"p{i:03d}"], facts[f"p{i:03d}"] = random.gamma(2) + shifts.get("score", 0.0), [row, row]
     return scores, facts

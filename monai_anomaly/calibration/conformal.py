@@ -59,9 +59,7 @@ def check_rate(alpha: float, patients: int) -> None:
     needed = least_normals(alpha)
     if patients < needed:
         least = f"Calibrate on more, or choose alpha {1 / (patients + 1):.3g} or above." if patients else ""
-        raise InputError(
-            f"alpha {alpha:g}", f"needs {needed} normal calibration patients, there are {patients}", least
-        )
+        raise InputError(f"alpha {alpha:g}", f"needs {needed} normal calibration patients, there are {patients}", least)
 
 
 def conformal_quantile(scores: Tensor, alpha: float) -> float | None:

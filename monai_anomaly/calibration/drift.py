@@ -107,8 +107,8 @@ def drift_report(
             the range adds about 2 / (n + 1) for a single new patient.
 
     Returns:
-        JSON-able: ``drift`` (bool), ``statement`` (a sentence), ``drifted`` (names), ``level``, the numbers of patients,
-        ``scores`` and, per fact, range and median of both cohorts, the statistic and its p-value.
+        JSON-able: ``drift`` (bool), ``statement`` (a sentence), ``drifted`` (names), ``level``, the numbers of
+        patients, ``scores`` and, per fact, range and median of both cohorts, the statistic and its p-value.
 
     Raises:
         ValueError: without calibration or new patients.

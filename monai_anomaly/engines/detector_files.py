@@ -130,7 +130,7 @@ def _load_state(path: Path, network: AnomalyDetector) -> None:
         owner = network.get_submodule(module)
         fitted = isinstance(owner, FittedBuffers)
         if key not in state:
-            if fitted and name in owner.optional:
+            if isinstance(owner, FittedBuffers) and name in owner.optional:
                 continue  # written by an older version
             raise InputError(path, f"disagrees with detector.json: {key} is missing", remedy)
         # Of the calibration the file alone knows the number of patients.

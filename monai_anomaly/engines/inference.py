@@ -476,7 +476,8 @@ class CohortEvaluator(Evaluator):
         rate = f"{self.alpha:.4g}"
         of = f"any voxel in <= {rate} of normals" if self.mask_rule == "family" else f"{rate} of normal tissue voxels"
         text = f"map > {self.threshold:.5g}: {of} (n={n})"
-        return "; ".join(part for part in (text, self.cleanup.description) if part)
+        # The header has room for 79 bytes.
+        return "; ".join(part for part in (text, self.cleanup.description) if part)[:79]
 
     def _write_tables(self) -> None:
         from monai_anomaly.writers.tables import write_csv
@@ -590,7 +591,9 @@ def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
     for item in data:
         first = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
         name = first.name.partition(".")[0]
-        if name in ("anomaly_map", "anomaly_mask", "restoration", "anomaly_logp", "anomaly_zscore") and any(first.parent.glob("anomaly_map.*")):
+        if name in ("anomaly_map", "anomaly_mask", "restoration", "anomaly_logp", "anomaly_zscore") and any(
+            first.parent.glob("anomaly_map.*")
+        ):
             raise InputError(
                 first, "is a result of an earlier run, not a scan", "Keep output_dir outside of the folder of scans."
             )

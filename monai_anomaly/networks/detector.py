@@ -97,7 +97,7 @@ class AnomalyDetector(nn.Module, ABC):
 
     @torch.jit.unused
     def components(self) -> "list[AnomalyDetector]":
-        """The detectors that this one combines (see ``combine``), each run over a whole scan by itself; none as a rule."""
+        """The detectors that this one combines (see ``combine``), each run over whole scans; none as a rule."""
         return []
 
     @torch.jit.unused

@@ -50,6 +50,10 @@ class Ensemble(AnomalyDetector):
             raise ValueError(f"an ensemble has two members or more, got {len(members)}")
         detectors = [_made(member) for member in members]
         first = detectors[0]
+        for number, detector in enumerate(detectors, start=1):
+            # Its members' calibrations would not leave a patient out.
+            if detector.components():
+                raise ValueError(f"member {number} is an ensemble itself: give its members")
         for number, other in enumerate(detectors[1:], start=2):
             for what in ("spatial_dims", "in_channels"):
                 one, two = getattr(first, what), getattr(other, what)
@@ -62,7 +66,8 @@ class Ensemble(AnomalyDetector):
             first.spatial_dims, first.in_channels, math.lcm(*(detector.size_divisor for detector in detectors))
         )
         self.fisher = combine == "fisher"
-        self.members = nn.ModuleList(detectors)
+        # To a checker of types a ModuleList holds modules of no kind.
+        self.members: Any = nn.ModuleList(detectors)
 
     @classmethod
     def of(cls, detectors: Sequence[AnomalyDetector], combine: str = "fisher") -> "Ensemble":
