@@ -80,7 +80,8 @@ class Ensemble(AnomalyDetector):
         Returns:
             The ensemble, in eval mode and itself not calibrated.
         """
-        ensemble = cls([detector.config for detector in detectors], combine)
+        configs: list[Any] = [detector.config for detector in detectors]
+        ensemble = cls(configs, combine)
         for member, detector in zip(ensemble.members, detectors):
             member.load_state_dict(detector.state_dict())
         return ensemble.eval()
