@@ -101,7 +101,8 @@ def test_maps_are_zero_where_there_is_no_tissue_and_masks_cut_them(evaluated: Pa
 
 def test_predictions_and_metrics_are_those_of_the_written_files(evaluated: Path, tiny_cohort: Path) -> None:
     rows = table(evaluated / "predictions.csv")
-    assert list(rows[0]) == ["case", "image", "patient", "label", "anomaly_score"]
+    columns = ["case", "image", "patient", "label", "anomaly_score"]
+    assert list(rows[0]) == [*columns, "p_value", "patient_p_value", "flagged", "threshold", "alpha"]
     assert {row["patient"] for row in rows} == {"test-0", "test-1", "test-2", "abnormal-0", "abnormal-1"}
     labels, scores = [int(row["label"]) for row in rows], [float(row["anomaly_score"]) for row in rows]
     maps, masks = [], []
@@ -149,9 +150,36 @@ def test_without_enough_calibration_patients_there_is_no_mask(
     assert "no masks: the detector was calibrated on 18 patient(s), a rate of 0.05 needs 19" in caplog.text
     assert len(table(tmp_path / "predictions.csv")) == 5
     assert not list(tmp_path.rglob("anomaly_mask*"))
+    assert {(row["flagged"], row["threshold"], row["alpha"]) for row in table(tmp_path / "predictions.csv")} == {
+        ("", "", "")
+    }
     # a rate that 18 patients can carry
     run_bundle("inference", tmp_path, tmp_path / "few.json", overview_slices=0, progress=False, alpha=0.1)
     assert len(list(tmp_path.rglob("anomaly_mask.nii.gz"))) == 5
+
+
+def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
+    scan = write_nifti(tmp_path / "scan.nii.gz", 8, tmp_path / "mask.nii.gz")
+    options = {"mask_rule": "voxel", "least_lesion_mm3": 20, "inside_foreground": True, "alpha": 0.02}
+    detect(trained, tmp_path / "logp", scan, calibrated_map="logp", **options)
+    detect(trained, tmp_path / "zscore", scan, calibrated_map="zscore")
+    assert {p.name for p in (tmp_path / "logp" / "scan").iterdir()} == {
+        f"{name}.nii.gz" for name in (*VOLUMES, "anomaly_logp")
+    }
+    logp, z = (voxels(tmp_path / name / "scan" / f"anomaly_{name}.nii.gz") for name in ("logp", "zscore"))
+    scores = voxels(tmp_path / "logp" / "scan" / "anomaly_map.nii.gz")
+    assert logp.dtype == z.dtype == np.float32
+    assert logp.shape == z.shape == scores.shape
+    order = np.argsort(scores[scores > 0])
+    assert (np.diff(logp[scores > 0][order]) >= 0).all()
+    assert not logp[scores == 0].any()
+    assert z.max() > 0
+    # the threshold at a rate of 0.02 is where -log10 p is that of the rate
+    (row,) = table(tmp_path / "logp" / "predictions.csv")
+    assert logp[scores > float(row["threshold"])].min() >= -np.log10(0.02) - 0.02
+    header = nib.load(tmp_path / "logp" / "scan" / "anomaly_mask.nii.gz").header["descrip"].item().decode()
+    threshold = f"{float(row['threshold']):.5g}"
+    assert header == f"map > {threshold}: 0.02 of normal tissue voxels (n=19); >=20mm3; in fg"
 
 
 def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> None:
@@ -232,5 +260,5 @@ def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"t1", "predictions.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"t1", "predictions.csv", "drift.json"}
     assert (tmp_path / "out" / "t1" / "overview.png").is_file()

@@ -157,6 +157,21 @@ def test_calibration_of_the_wrong_shape(folder: Path) -> None:
             load_detector(folder)
 
 
+def test_files_of_an_older_version_are_read(folder: Path) -> None:
+    state = torch.load(folder / "model.pt", weights_only=True)
+    kept = ("calibration.scores", "calibration.map_maxima")
+    old = {key: v for key, v in state.items() if not key.startswith("calibration.") or key in kept}
+    assert len(old) < len(state)
+    torch.save(old, folder / "model.pt")
+    calibration = load_detector(folder).network.calibration
+    assert torch.equal(calibration.map_maxima, state["calibration.map_maxima"])
+    assert calibration.tail.values.numel() == calibration.facts.values.numel() == 0
+    del old["calibration.scores"]
+    torch.save(old, folder / "model.pt")
+    with pytest.raises(InputError, match=r"calibration\.scores is missing"):
+        load_detector(folder)
+
+
 @pytest.mark.parametrize("name", ["Unheard", "AnomalyOutput", "ProxyExtractionModule", "nets", "__name__", None])
 def test_unknown_network(folder: Path, name: str | None) -> None:
     change(folder, lambda d: d["network"].update(name=name))

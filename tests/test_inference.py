@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from monai_anomaly.calibration import ScanTail
 from monai_anomaly.engines import CohortEvaluator, StackInferer, calibrate, scan_loader
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
@@ -128,3 +132,161 @@ def test_workers_read_ahead_and_errors_cross_over(tmp_path: Path) -> None:
     first, second = scan_loader(data, GRID, num_workers=1)
     assert torch.equal(first["stack"].as_tensor(), GRID.stack(GRID.load(data[0]["image"])).as_tensor())
     assert "cannot be read as NIfTI" in second["error"]
+
+
+def foreground(scan: Path) -> np.ndarray:
+    voxels = nib.load(scan).get_fdata(dtype=np.float32)
+    low, high = voxels.min(), np.percentile(voxels, 99)
+    return voxels > low + 0.1 * (high - low)
+
+
+def test_calibration_keeps_tissue_voxels_places_and_facts_by_patient(tmp_path: Path) -> None:
+    scans = [write_nifti(tmp_path / f"s{seed}.nii.gz", seed) for seed in (2, 4, 6)]
+    network = BrightVoxels()
+    calibrate(network, [item(scan, patient) for scan, patient in zip(scans, "bab")], GRID, progress=False)
+    maps, kept = [], []
+    for scan in scans:
+        normalised = GRID.intensity(GRID.load(str(scan)))[0].numpy() * (np.arange(SHAPE[2]) < 3)
+        maps.append(3 * normalised)
+        kept.append(maps[-1][foreground(scan)])
+    calibration = network.calibration
+    assert calibration.item_patients.tolist() == [0, 1, 1]
+    assert calibration.item_scores.tolist() == pytest.approx([maps[i].max() for i in (1, 0, 2)])
+    for rate in (0.3, 0.05):
+        threshold = calibration.voxel_threshold(rate)
+        assert threshold is not None
+        # what is flagged is at most the rate, and the next lower voxel would be too much
+        lower = max(values[values <= threshold].max() for values in kept)
+        above, with_lower = (
+            np.mean([np.mean([share[0], share[2]]), share[1]])
+            for share in ([(v > threshold).mean() for v in kept], [(v >= lower).mean() for v in kept])
+        )
+        assert above <= rate * 1.01
+        assert with_lower >= rate * 0.95
+    assert calibration.places.mean.shape == (10, *SHAPE[:2], 1)
+    assert calibration.facts.values.shape == (2, 9)
+    intensity = [float(nib.load(s).get_fdata()[foreground(s)].mean()) for s in scans]
+    expected = [intensity[1], (intensity[0] + intensity[2]) / 2]
+    assert calibration.facts.values[:, 0].tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def calibrated(**fit: Any) -> BrightVoxels:
+    network = BrightVoxels()
+    maxima = {str(i): 2.0 + 0.01 * i for i in range(19)}
+    network.calibration.fit(maxima, maxima, **fit)
+    return network
+
+
+def evaluate(network: BrightVoxels, data: list[dict[str, object]], out: Path, **options: Any) -> CohortEvaluator:
+    evaluator = CohortEvaluator(
+        network, GRID, scan_loader(data, GRID), out, overview_slices=0, progress=False, **options
+    )
+    evaluator.run()
+    evaluator.finish()
+    return evaluator
+
+
+def test_predictions_state_p_values_of_scans_and_patients(tmp_path: Path) -> None:
+    scans = [write_nifti(tmp_path / f"s{seed}.nii.gz", seed) for seed in (2, 4, 6)]
+    network = calibrated(items={str(i): [0.0, 2.0 + 0.01 * i] for i in range(19)})
+    scores = [float(3 * GRID.stack(GRID.load(str(scan))).max()) for scan in scans]
+    # thresholds in between, so that the three scans have three p-values
+    network.calibration.item_scores += np.median(scores) - 2.095
+    network.calibration.scores += np.median(scores) - 2.095
+    evaluate(network, [item(scan, patient) for scan, patient in zip(scans, "xyx")], tmp_path / "out", alpha=0.1)
+    rows = table(tmp_path / "out" / "predictions.csv")
+    kept, items = network.calibration.scores.numpy(), network.calibration.item_scores.numpy()
+    for row, score in zip(rows, scores):
+        highest = max(s for s, other in zip(scores, "xyx") if other == row["patient"])
+        assert float(row["p_value"]) == pytest.approx((1 + (items >= np.float32(score)).sum() / 2) / 20)
+        assert float(row["patient_p_value"]) == pytest.approx((1 + (kept >= np.float32(highest)).sum()) / 20)
+        mask = nib.load(tmp_path / "out" / row["case"] / "anomaly_mask.nii.gz")
+        assert int(row["flagged"]) == int(mask.get_fdata().any())
+        assert float(row["threshold"]) == pytest.approx(2.17)
+        assert float(row["alpha"]) == 0.1
+        described = mask.header["descrip"].item().decode()
+        assert described == "map > 2.17: any voxel in <= 0.1 of normals (n=19)"
+
+
+def test_detector_without_calibration_has_scores_alone(tmp_path: Path) -> None:
+    evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule="voxel")
+    (row,) = table(tmp_path / "out" / "predictions.csv")
+    assert [row[name] for name in ("p_value", "patient_p_value", "flagged", "threshold", "alpha")] == [""] * 5
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv"}
+    assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
+
+
+@pytest.mark.parametrize("rule", ["family", "voxel"])
+def test_clean_up_takes_voxels_away_and_is_stated(tmp_path: Path, rule: str) -> None:
+    network = calibrated()
+    random = np.random.default_rng(0)
+    network.calibration.tail.fit({"a": [ScanTail.of(random.uniform(0, 2.4, 1000))]})
+    scan = write_nifti(tmp_path / "a.nii.gz", 2, tmp_path / "m.nii.gz")
+    raw, cleaned = tmp_path / "raw", tmp_path / "cleaned"
+    # a bright voxel in the corner, 2 x 2 x 3 mm
+    image = nib.load(scan)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[12, 1, 1] = voxels.max()
+    nib.save(nib.Nifti1Image(voxels, image.affine), scan)
+    options = {"mask_rule": rule, "alpha": 0.1}
+    evaluate(network, [item(scan)], raw, **options)
+    evaluate(network, [item(scan)], cleaned, least_lesion_mm3=50, inside_foreground=True, **options)
+    before, after = (nib.load(out / "a" / "anomaly_mask.nii.gz") for out in (raw, cleaned))
+    assert not (after.get_fdata() > before.get_fdata()).any()
+    assert after.get_fdata().sum() < before.get_fdata().sum()
+    assert after.header["descrip"].item().decode() == before.header["descrip"].item().decode() + "; >=50mm3; in fg"
+
+
+def test_longest_description_fits_the_header(tmp_path: Path) -> None:
+    network = BrightVoxels()
+    maxima = {str(i): 1.2345678e-5 * (1 + i) for i in range(20000)}
+    network.calibration.fit(maxima, maxima)
+    data = [item(write_nifti(tmp_path / "a.nii.gz", 2))]
+    evaluate(network, data, tmp_path / "out", alpha=0.01234567, least_lesion_mm3=1234.5678, inside_foreground=True)
+    assert (tmp_path / "out" / "a" / "anomaly_mask.nii.gz").is_file()
+
+
+def test_drift_is_written_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = BrightVoxels()
+    normals = [write_nifti(tmp_path / f"n{seed}.nii.gz", seed) for seed in range(0, 20, 2)]
+    calibrate(network, [item(scan) for scan in normals], GRID, progress=False)
+    alike = [item(write_nifti(tmp_path / f"t{seed}.nii.gz", seed)) for seed in (20, 22)]
+    with caplog.at_level(logging.WARNING):
+        evaluate(network, alike, tmp_path / "alike", alpha=0.1)
+    assert not json.loads((tmp_path / "alike" / "drift.json").read_text())["drift"]
+    assert "no longer hold" not in caplog.text
+    image = nib.load(normals[0])
+    affine = image.affine @ np.diag([1, 1, 3, 1])
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 50, affine), tmp_path / "other.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        evaluate(network, [item(tmp_path / "other.nii.gz")], tmp_path / "other", alpha=0.1)
+    report = json.loads((tmp_path / "other" / "drift.json").read_text())
+    assert report["drift"]
+    assert {"intensity_mean", "intensity_spread", "spacing_s", "extent_s"} <= set(report["drifted"])
+    assert report["statement"] in caplog.text
+    assert "no longer hold" in report["statement"]
+
+
+@pytest.mark.parametrize("name", ["logp", "zscore"])
+def test_calibrated_maps_need_a_table(tmp_path: Path, name: str) -> None:
+    loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
+    with pytest.raises(InputError, match=f"calibrated_map {name}: the detector's calibration has nothing"):
+        CohortEvaluator(calibrated(), GRID, loader, tmp_path, calibrated_map=name)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mask_rule": "best"}, {"calibrated_map": "raw"}, {"least_lesion_mm3": -1}, {"alpha": 0.0}]
+)
+def test_impossible_options(tmp_path: Path, options: dict[str, Any]) -> None:
+    loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        CohortEvaluator(calibrated(), GRID, loader, tmp_path, **options)
+
+
+def test_voxel_rates_finer_than_the_table_give_no_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = calibrated()
+    network.calibration.tail.fit({"a": [ScanTail.of(np.arange(100.0))]})
+    with caplog.at_level(logging.WARNING):
+        evaluate(network, [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "o", mask_rule="voxel", alpha=1e-3)
+    assert "no masks: the calibration voxels tell rates of 0.01 and above, not 0.001" in caplog.text
+    assert not (tmp_path / "o" / "a" / "anomaly_mask.nii.gz").exists()

@@ -573,3 +573,38 @@ def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "l.png")], check=True)
+
+
+# ---- further maps ------------------------------------------------------------------------------------------------
+
+
+def test_extra_maps_lie_beside_the_map(tmp_path: Path) -> None:
+    scan = as_scan(
+        np.ones((1, 3, 4, 5)), np.diag([1, 2, 3, 1]), scan_kind="volume", source=["x"], source_format="dicom"
+    )
+    extra = np.random.default_rng(0).random((3, 4, 5))
+    maps = {"anomaly_map": extra, "restoration": extra[None], "anomaly_mask": None}
+    write_case(tmp_path / "a", scan, **maps, extra_maps={"anomaly_logp": (extra, "-log10 p")})
+    written = nibabel.load(tmp_path / "a" / "anomaly_logp.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), extra.astype(np.float32))
+    np.testing.assert_array_equal(written.affine, np.diag([1, 2, 3, 1]))
+    assert written.header["descrip"].item() == b"-log10 p"
+    with pytest.raises(ValueError, match="anomaly_logp has the shape"):
+        write_case(tmp_path / "b", scan, **maps, extra_maps={"anomaly_logp": (extra[:2], "")})
+
+
+def test_extra_maps_of_a_picture_are_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "p.png")
+    voxels = np.arange(12.0).reshape(1, 3, 4, 1)
+    meta = {"scan_kind": "picture", "source": [str(tmp_path / "p.png")], "source_format": "picture"}
+    extra = np.random.default_rng(0).random((3, 4, 1))
+    write_case(
+        tmp_path / "a",
+        as_scan(voxels, np.eye(4), **meta),
+        anomaly_map=extra,
+        restoration=voxels,
+        anomaly_mask=None,
+        extra_maps={"anomaly_zscore": (extra, "")},
+    )
+    with Image.open(tmp_path / "a" / "anomaly_zscore.tiff") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), extra[..., 0].astype(np.float32))

@@ -6,6 +6,7 @@ from .daad import DAADTrainer
 from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
 from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
+from .ensemble import load_members
 from .ganomaly import GANomalyTrainer
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
 from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
@@ -43,6 +44,7 @@ __all__ = [
     "fill_encoder",
     "fit_slice_statistics",
     "load_detector",
+    "load_members",
     "own_encoder_source",
     "save_detector",
     "scan_loader",

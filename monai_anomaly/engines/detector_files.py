@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_anomaly import networks
+from monai_anomaly.calibration import FittedBuffers
 from monai_anomaly.data.split import seen_scans
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
@@ -167,11 +168,15 @@ def _load_state(path: Path, network: AnomalyDetector) -> None:
         raise InputError(path, "not a plain state_dict of tensors", "Train again.")
     remedy = "model.pt and detector.json are of different detectors: copy both from one training."
     for key in expected:
+        module, _, name = key.rpartition(".")
+        owner = network.get_submodule(module)
+        fitted = isinstance(owner, FittedBuffers)
         if key not in state:
+            if isinstance(owner, FittedBuffers) and name in owner.optional:
+                continue  # written by an older version
             raise InputError(path, f"disagrees with detector.json: {key} is missing", remedy)
         # Of the calibration the file alone knows the number of patients.
-        fits = state[key].ndim == 1 if key.startswith("calibration.") else state[key].shape == expected[key].shape
-        if not fits:
+        if not (state[key].ndim == expected[key].ndim if fitted else state[key].shape == expected[key].shape):
             found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
             raise InputError(path, f"disagrees with detector.json: {key} has shape {found}, not {wanted}", remedy)
     for key in state:

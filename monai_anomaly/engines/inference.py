@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,21 @@ from monai.inferers import Inferer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from monai_anomaly.calibration import (
+    ConformalCalibration,
+    MaskCleanup,
+    PlaceSums,
+    ScanTail,
+    drift_report,
+    least_normals,
+    scan_facts,
+)
 from monai_anomaly.data.cohort import load_mask
 from monai_anomaly.data.slices import ScanDataset, SliceDataset, describe_failure
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.metrics import PixelMetrics, image_metrics
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
-from monai_anomaly.transforms import ScanPreprocessing
+from monai_anomaly.transforms import ScanPreprocessing, foreground_level
 
 __all__ = ["CohortEvaluator", "StackInferer", "calibrate", "fit_slice_statistics", "scan_loader"]
 
@@ -59,6 +71,11 @@ class StackInferer(Inferer):
         """
         device = _device(network)
         stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        if components := network.components():
+            together = network.combine([self(stack, component, tissue) for component in components])
+            if network.spatial_dims == 2 and tissue is not None:
+                together.anomaly_map[..., ~tissue] = 0
+            return together
         restoration: Tensor | None = None
         if network.spatial_dims == 3:
             output = self._detect(network, stack[None].to(device))
@@ -96,6 +113,18 @@ def scan_loader(
     return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
 
 
+@dataclass
+class _Gathered:
+    """What the calibration normals gave, by patient."""
+
+    items: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    maxima: dict[str, float] = field(default_factory=dict)
+    tails: dict[str, list[ScanTail]] = field(default_factory=lambda: defaultdict(list))
+    facts: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    places: PlaceSums = field(default_factory=PlaceSums)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+
 def calibrate(
     network: AnomalyDetector,
     data: Sequence[dict[str, Any]],
@@ -104,7 +133,10 @@ def calibrate(
     num_workers: int = 0,
     progress: bool = True,
 ) -> list[dict[str, str]]:
-    """Fit ``network.calibration`` on held-out normals: per patient the highest score and the highest map value.
+    """Fit ``network.calibration`` on held-out normals (see ``ConformalCalibration``).
+
+    A detector with components has them calibrated first, on the same normals; each patient is then scored without its
+    own part in the components' calibrations (see ``Ensemble``).
 
     Args:
         network: the trained detector, on the device to run on.
@@ -117,27 +149,80 @@ def calibrate(
     Returns:
         The scans that could not be used, each ``{"case", "image", "error"}``.
     """
+    return _calibrate(network, data, preprocessing, inferer or StackInferer(), num_workers, progress).failures
+
+
+def _calibrate(
+    network: AnomalyDetector,
+    data: Sequence[dict[str, Any]],
+    preprocessing: ScanPreprocessing,
+    inferer: StackInferer,
+    num_workers: int,
+    progress: bool,
+) -> _Gathered:
     from tqdm import tqdm
 
-    inferer = inferer or StackInferer()
     network.eval()
-    scores: dict[str, float] = {}
-    maxima: dict[str, float] = {}
-    failures = []
+    of_components = [
+        (component, _calibrate(component, data, preprocessing, inferer, num_workers, progress))
+        for component in network.components()
+    ]
+    gathered = _Gathered()
+    scans = Counter(item["patient"] for item in data)
     loader = scan_loader(data, preprocessing, num_workers)
     for entry in tqdm(loader, total=len(data), desc="calibration", unit="scan", disable=not progress):
-        item = entry["item"]
+        item, patient = entry["item"], entry["item"]["patient"]
         problem = entry.get("error") or _misfit(entry, network)
         if problem is not None:
-            failures.append({"case": item["case"], "image": str(item["image"]), "error": problem})
+            gathered.failures.append({"case": item["case"], "image": str(item["image"]), "error": problem})
             continue
-        output = inferer(entry["stack"], network, entry["tissue"])
-        native = preprocessing.to_scan(output.anomaly_map, entry["stack"])
-        patient = item["patient"]
-        scores[patient] = max(scores.get(patient, -np.inf), float(output.anomaly_score))
-        maxima[patient] = max(maxima.get(patient, -np.inf), float(native.max()))
-    network.calibration.fit(scores, maxima)
-    return failures
+        stack, tissue = entry["stack"], entry["tissue"]
+        with _left_out(of_components, patient):
+            output = inferer(stack, network, tissue)
+        native = preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
+        foreground = _foreground(entry["scan"])
+        gathered.items[patient].append(float(output.anomaly_score))
+        gathered.maxima[patient] = max(gathered.maxima.get(patient, -np.inf), float(native.max()))
+        gathered.tails[patient].append(ScanTail.of(native[foreground]))
+        gathered.facts[patient].append(scan_facts(entry["scan"], foreground))
+        gathered.places.add(output.anomaly_map, tissue, 1 / scans[patient], network.spatial_dims == 3)
+    calibration = network.calibration
+    calibration.fit({p: max(items) for p, items in gathered.items.items()}, gathered.maxima, gathered.items)
+    calibration.tail.fit(gathered.tails)
+    calibration.places.fit(gathered.places)
+    calibration.facts.fit(gathered.facts)
+    return gathered
+
+
+@contextmanager
+def _left_out(components: Sequence[tuple[AnomalyDetector, _Gathered]], patient: str) -> Iterator[None]:
+    """Within, the components' calibrations are those of a new patient, for one that they were calibrated on."""
+    kept = [component.calibration for component, _ in components]
+    for component, gathered in components:
+        full = component.calibration
+        index = sorted(gathered.items).index(patient)
+        # A score that no other reaches leaves the patient out of every count, and in the number of patients.
+        own = full.item_patients == index
+        left = ConformalCalibration().to(full.scores.device)
+        left.fill(
+            scores=full.scores,
+            map_maxima=full.map_maxima,
+            item_scores=full.item_scores.masked_fill(own, -torch.inf),
+            item_patients=full.item_patients,
+        )
+        left.tail = full.tail.without(gathered.tails[patient], len(gathered.tails))
+        component.calibration = left
+    try:
+        yield
+    finally:
+        for (component, _), calibration in zip(components, kept):
+            component.calibration = calibration
+
+
+def _foreground(scan: MetaTensor) -> np.ndarray:
+    """Where a scan holds tissue, shape (X, Y, Z), bool: any channel above its level."""
+    channels = scan.as_tensor()
+    return np.any([(channel > foreground_level(channel)).numpy() for channel in channels], axis=0)
 
 
 @torch.no_grad()
@@ -177,15 +262,23 @@ class CohortEvaluator(Evaluator):
         output_dir: where the cases go.
         device: where the detector runs.
         inferer: how it is run.
-        alpha: rate of normal patients with any flagged voxel that the mask's threshold is set for.
+        alpha: error rate that the mask's threshold is set for.
+        mask_rule: ``"family"``: at most ``alpha`` of normal patients have any flagged voxel; ``"voxel"``: about
+            ``alpha`` of normal tissue voxels are flagged.
+        least_lesion_mm3: see ``MaskCleanup``; it keeps the rate.
+        inside_foreground: see ``MaskCleanup``.
+        calibrated_map: also write ``anomaly_logp`` (``"logp"``: -log10 p against normal tissue, see ``TailTable``) or
+            ``anomaly_zscore`` (``"zscore"``: spreads above normals at the same place, see ``PlaceStatistics``);
+            ``"none"``: the raw map alone.
         evaluate: also write ``metrics.json``.
         overview_slices: slices shown in a case's ``overview.png``.
         val_handlers: MONAI or ignite handlers.
         progress: show a progress bar.
 
     Raises:
-        InputError: if there is no scan, one of them is a result of an earlier run, or the output folder cannot be
-            written to.
+        InputError: if there is no scan, one of them is a result of an earlier run, the output folder cannot be
+            written to, or the detector's calibration has nothing for the ``calibrated_map`` asked for.
+        ValueError: for an option out of range.
     """
 
     def __init__(
@@ -197,6 +290,10 @@ class CohortEvaluator(Evaluator):
         device: torch.device | str = "cpu",
         inferer: StackInferer | None = None,
         alpha: float = 0.05,
+        mask_rule: str = "family",
+        least_lesion_mm3: float = 0.0,
+        inside_foreground: bool = False,
+        calibrated_map: str = "none",
         evaluate: bool = False,
         overview_slices: int = 4,
         val_handlers: Sequence[Any] | None = None,
@@ -206,6 +303,9 @@ class CohortEvaluator(Evaluator):
 
         if overview_slices < 0:
             raise ValueError(f"overview_slices is at least 0, got {overview_slices}")
+        if mask_rule not in ("family", "voxel"):
+            raise ValueError(f"mask_rule is 'family' or 'voxel', got {mask_rule!r}")
+        _check_calibrated_map(network, calibrated_map)
         super().__init__(
             device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, mode="eval", decollate=False
         )
@@ -218,7 +318,13 @@ class CohortEvaluator(Evaluator):
         self.inferer = inferer or StackInferer()
         self.alpha, self.evaluate, self.overview_slices = alpha, evaluate, overview_slices
         self.progress = progress
-        self.threshold = network.calibration.map_threshold(alpha)
+        self.mask_rule, self.calibrated_map = mask_rule, calibrated_map
+        calibration = network.calibration
+        self.threshold = (
+            calibration.map_threshold(alpha) if mask_rule == "family" else calibration.voxel_threshold(alpha)
+        )
+        self.cleanup = MaskCleanup(least_lesion_mm3, inside_foreground)
+        self.facts: dict[str, list[np.ndarray]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
         self.pixels = PixelMetrics()
@@ -232,12 +338,8 @@ class CohortEvaluator(Evaluator):
         """
         from tqdm import tqdm
 
-        patients = int(self.network.calibration.scores.numel())
         if self.threshold is None:
-            needed = int(np.ceil(1.0 / self.alpha - 1e-9)) - 1
-            logger.warning(
-                f"no masks: the detector was calibrated on {patients} patient(s), a rate of {self.alpha} needs {needed}"
-            )
+            logger.warning(f"no masks: {self._why_no_mask()}")
         self.network.eval()
         self._bar = tqdm(total=len(self.data_loader), desc="scans", unit="scan", disable=not self.progress)
         try:
@@ -245,6 +347,18 @@ class CohortEvaluator(Evaluator):
         finally:
             self._bar.close()
             self._write_tables()
+            self._write_drift()
+
+    def _why_no_mask(self) -> str:
+        calibration = self.network.calibration
+        patients = int(calibration.scores.numel())
+        if self.mask_rule == "family" or not patients:
+            needed = least_normals(self.alpha)
+            return f"the detector was calibrated on {patients} patient(s), a rate of {self.alpha} needs {needed}"
+        if not calibration.tail.rates.numel():
+            return "the detector has no table of normal voxels, calibrate it again or take the mask_rule family"
+        finest = float(calibration.tail.rates[-1])
+        return f"the calibration voxels tell rates of {finest:.2g} and above, not {self.alpha}"
 
     def _iteration(self, engine: Any, entry: dict[str, Any]) -> dict[str, Any]:
         item = entry["item"]
@@ -276,8 +390,10 @@ class CohortEvaluator(Evaluator):
         anomaly_map = self.preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
         restoration = self._restoration(scan, stack, output.restoration)
         score = float(output.anomaly_score)
+        extra_maps = self._extra_maps(output.anomaly_map, anomaly_map, entry)
         del output  # what is on the scan's voxels now is not kept on the slices' too
-        mask = None if self.threshold is None else anomaly_map > self.threshold
+        foreground = _foreground(scan)
+        mask = None if self.threshold is None else self.cleanup(anomaly_map > self.threshold, scan, foreground)
         folder = self.output_dir / item["case"]
         _refuse_foreign(folder)
 
@@ -301,6 +417,7 @@ class CohortEvaluator(Evaluator):
             restoration=restoration,
             anomaly_mask=mask,
             mask_description=self.mask_description,
+            extra_maps=extra_maps,
             also=overview if self.overview_slices else None,
         )
         image = item["image"] if isinstance(item["image"], str) else ";".join(item["image"])
@@ -311,14 +428,37 @@ class CohortEvaluator(Evaluator):
                 "patient": item["patient"],
                 "label": item.get("label"),
                 "anomaly_score": score,
+                "p_value": self.network.calibration.p_value(score),
+                "patient_p_value": None,  # known once all scans of the patient are
+                "flagged": None if mask is None else int(mask.any()),
+                "threshold": self.threshold,
+                "alpha": None if mask is None else self.alpha,
             }
         )
+        self.facts[item["patient"]].append(scan_facts(scan, foreground))
         if self.evaluate:
             if reference is None and item.get("label") == 0:
                 reference = np.zeros(anomaly_map.shape, dtype=bool)
             if reference is not None:
                 self.pixels.update(anomaly_map, reference)
         return {"case": item["case"], "anomaly_score": score}
+
+    def _extra_maps(
+        self, on_grid: Tensor, native: np.ndarray, entry: dict[str, Any]
+    ) -> dict[str, tuple[np.ndarray, str]] | None:
+        """The calibrated map asked for, on the scan's voxels; 0 where the detector saw nothing."""
+        calibration, stack = self.network.calibration, entry["stack"]
+        n = int(calibration.scores.numel())
+        if self.calibrated_map == "logp":
+            logp = calibration.tail.log_p(torch.from_numpy(native)).cpu().numpy()
+            logp[native == 0] = 0
+            finest = -np.log10(float(calibration.tail.rates[-1]))
+            return {"anomaly_logp": (logp, f"-log10 p against normals' tissue voxels (n={n}), at most {finest:.3g}")}
+        if self.calibrated_map == "zscore":
+            z = calibration.places.z_score(on_grid, entry["tissue"], self.network.spatial_dims == 3)
+            native_z = self.preprocessing.to_scan(z, stack)[0].numpy()
+            return {"anomaly_zscore": (native_z, f"spreads above normals' map at the same place (n={n})")}
+        return None
 
     def _restoration(self, scan: MetaTensor, stack: MetaTensor, restored: Tensor | None) -> np.ndarray:
         """The scan, changed by what the detector changed: what it did not see stays as it is."""
@@ -333,17 +473,55 @@ class CohortEvaluator(Evaluator):
         if self.threshold is None:
             return ""
         n = int(self.network.calibration.scores.numel())
-        return f"map > {self.threshold:.5g}: any voxel in <= {self.alpha:g} of normals (n={n})"
+        rate = f"{self.alpha:.4g}"
+        of = f"any voxel in <= {rate} of normals" if self.mask_rule == "family" else f"{rate} of normal tissue voxels"
+        text = f"map > {self.threshold:.5g}: {of} (n={n})"
+        # The header has room for 79 bytes.
+        return "; ".join(part for part in (text, self.cleanup.description) if part)[:79]
 
     def _write_tables(self) -> None:
         from monai_anomaly.writers.tables import write_csv
 
+        highest = self._patient_scores()
+        for row in self.rows:
+            row["patient_p_value"] = self.network.calibration.patient_p_value(highest[row["patient"]])
         columns = ["case", "image", "patient", "label", "anomaly_score"]
+        columns += ["p_value", "patient_p_value", "flagged", "threshold", "alpha"]
         write_csv(self.output_dir / "predictions.csv", self.rows, columns)
         if self.failures:
             write_csv(self.output_dir / "failures.csv", self.failures, ["case", "image", "error"])
         else:
             (self.output_dir / "failures.csv").unlink(missing_ok=True)
+
+    def _patient_scores(self) -> dict[str, float]:
+        """Per patient the highest score of its scans so far."""
+        highest: dict[str, float] = {}
+        for row in self.rows:
+            highest[row["patient"]] = max(highest.get(row["patient"], -np.inf), row["anomaly_score"])
+        return highest
+
+    def drift(self) -> dict[str, Any] | None:
+        """How the scans so far compare with the calibration patients' (see ``drift_report``); None without either."""
+        calibration = self.network.calibration
+        if not self.rows or not calibration.scores.numel():
+            return None
+        labels: dict[str, set[int | None]] = defaultdict(set)
+        for row in self.rows:
+            labels[row["patient"]].add(row["label"])
+        known = any(label is not None for found in labels.values() for label in found)
+        normals = [patient for patient, found in labels.items() if found == {0}] if known else None
+        return drift_report(calibration.scores, calibration.facts.values, self._patient_scores(), self.facts, normals)
+
+    def _write_drift(self) -> None:
+        from monai_anomaly.writers.tables import write_json
+
+        report = self.drift()
+        if report is None:
+            (self.output_dir / "drift.json").unlink(missing_ok=True)
+            return
+        write_json(self.output_dir / "drift.json", report)
+        if report["drift"]:
+            logger.warning(report["statement"])
 
     def metrics(self) -> dict[str, Any]:
         """Image- and pixel-level metrics of the scans so far; undefined ones are None."""
@@ -385,6 +563,20 @@ def raise_for_failures(failures: Sequence[dict[str, str]], listed: Path) -> None
         raise SystemExit(f"{len(failures)} scan(s) could not be used (also in {listed}):\n{lines}")
 
 
+def _check_calibrated_map(network: AnomalyDetector, calibrated_map: str) -> None:
+    tables = {"logp": network.calibration.tail.values, "zscore": network.calibration.places.mean}
+    if calibrated_map == "none":
+        return
+    if calibrated_map not in tables:
+        raise ValueError(f"calibrated_map is 'none', 'logp' or 'zscore', got {calibrated_map!r}")
+    if not tables[calibrated_map].numel():
+        raise InputError(
+            f"calibrated_map {calibrated_map}",
+            "the detector's calibration has nothing to compare with",
+            "Calibrate it on two normal patients or more, or choose none.",
+        )
+
+
 def _misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
     """Why a scan that was read is none for this detector."""
     if "stack" not in entry or entry["stack"].shape[0] == network.in_channels:
@@ -399,7 +591,9 @@ def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
     for item in data:
         first = Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
         name = first.name.partition(".")[0]
-        if name in ("anomaly_map", "anomaly_mask", "restoration") and any(first.parent.glob("anomaly_map.*")):
+        if name in ("anomaly_map", "anomaly_mask", "restoration", "anomaly_logp", "anomaly_zscore") and any(
+            first.parent.glob("anomaly_map.*")
+        ):
             raise InputError(
                 first, "is a result of an earlier run, not a scan", "Keep output_dir outside of the folder of scans."
             )

@@ -4,7 +4,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -94,6 +94,23 @@ class AnomalyDetector(nn.Module, ABC):
         Raises:
             ValueError: if a set that is needed is empty.
         """
+
+    @torch.jit.unused
+    def components(self) -> "list[AnomalyDetector]":
+        """The detectors that this one combines (see ``combine``), each run over whole scans; none as a rule."""
+        return []
+
+    @torch.jit.unused
+    def combine(self, outputs: Sequence[AnomalyOutput]) -> AnomalyOutput:
+        """One output from those of the ``components`` on the same batch, or on the same scan.
+
+        Args:
+            outputs: of the components, in their order; maps of any shape, scores (B,).
+
+        Returns:
+            Of the same shapes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no components")
 
     def forward(self, image: Tensor) -> Tensor:
         """The anomaly map of a batch, shape (B, 1, *spatial); see ``detect``."""

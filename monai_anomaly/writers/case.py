@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def write_case(
     restoration: np.ndarray,
     anomaly_mask: np.ndarray | None,
     mask_description: str = "",
+    extra_maps: Mapping[str, tuple[np.ndarray, str]] | None = None,
     also: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the results of one scan, whole or not at all.
@@ -55,6 +56,8 @@ def write_case(
         restoration: the normal image restored, (C, X, Y, Z), in the scan's units.
         anomaly_mask: True where the map is above the chosen threshold, (X, Y, Z); None for no mask file.
         mask_description: how the mask was made, for the NIfTI header (``descrip``): at most 79 bytes of UTF-8.
+        extra_maps: further maps, (X, Y, Z) each, by the name of their file, with what the NIfTI header says of them;
+            written float32 as the anomaly map is (a picture's as TIFF alone).
         also: writes further files into the folder that it is given, before the case appears.
 
     Raises:
@@ -67,6 +70,7 @@ def write_case(
         ("anomaly_map", anomaly_map, tuple(spatial)),
         ("restoration", restoration, (channels, *spatial)),
         ("anomaly_mask", anomaly_mask, tuple(spatial)),
+        *((name, extra, tuple(spatial)) for name, (extra, _) in (extra_maps or {}).items()),
     ):
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} has the shape {array.shape}, the scan asks for {shape}.")
@@ -78,6 +82,8 @@ def write_case(
             also(temporary)
         if scan.meta["scan_kind"] == "picture":
             _write_picture(temporary, scan, anomaly_map, restoration, anomaly_mask)
+            for name, (extra, _) in (extra_maps or {}).items():
+                _save_tiff(extra, temporary / f"{name}.tiff")
             return
         grid = _Grid(scan)
         grid.save(temporary / "anomaly_map.nii.gz", anomaly_map, "anomaly map")
@@ -85,6 +91,8 @@ def write_case(
         grid.save(temporary / "restoration.nii.gz", stacked, "restoration")
         if anomaly_mask is not None:
             grid.save(temporary / "anomaly_mask.nii.gz", anomaly_mask.astype(np.uint8), mask_description)
+        for name, (extra, description) in (extra_maps or {}).items():
+            grid.save(temporary / f"{name}.nii.gz", np.asarray(extra, np.float32), description)
 
 
 class _Grid:
@@ -151,10 +159,9 @@ def _write_picture(
     folder: Path, scan: MetaTensor, anomaly_map: np.ndarray, restoration: np.ndarray, anomaly_mask: np.ndarray | None
 ) -> None:
     from matplotlib import colormaps
-    from PIL import Image
 
     scores = anomaly_map[..., 0]
-    Image.fromarray(scores).save(folder / "anomaly_map.tiff")
+    _save_tiff(anomaly_map, folder / "anomaly_map.tiff")
     top = max(float(scores.max()), np.finfo(np.float32).tiny)  # a map without anomalies is black
     colours = colormaps["inferno"](np.clip(scores / top, 0.0, 1.0), bytes=True)[..., :3]
     _save_png(colours, folder / "anomaly_map.png")
@@ -172,6 +179,12 @@ def _write_picture(
         source = sources[min(channel // max(per_source, 1), len(sources) - 1)]
         name = f"restoration_{channel}.png"
         _write_restored(folder / name, image[None], source, values[channel : channel + 1])
+
+
+def _save_tiff(values: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.asarray(values[..., 0], np.float32)).save(path)
 
 
 def _save_png(pixels: np.ndarray, path: Path) -> None:

@@ -6,6 +6,7 @@ from .autoencoder import Autoencoder
 from .daad import DAAD, DAADDiscriminator, DAADGenerator
 from .ddrid import DDRID
 from .deep_svdd import DCAE, DeepSVDD
+from .ensemble import Ensemble
 from .ganomaly import GANomaly, GANomalyDiscriminator, GANomalyGenerator
 from .hfrae import HFRAE
 from .intensity import IntensityThreshold
@@ -21,6 +22,7 @@ __all__ = [
     "DCAE",
     "DDRID",
     "DeepSVDD",
+    "Ensemble",
     "HFRAE",
     "ITAE",
     "IntensityThreshold",
