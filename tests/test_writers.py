@@ -300,8 +300,9 @@ def test_dicom_volumes_carry_the_affine_twice(affine: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as name:
         write_results(Path(name) / "case", scan)
         written = nibabel.load(Path(name) / "case" / "anomaly_map.nii.gz")
-    for form, code in (written.get_sform(coded=True), written.get_qform(coded=True)):
-        np.testing.assert_allclose(form, affine, rtol=0, atol=1e-4)
+    # the sform places the voxels; nibabel's quaternion of float32 rounds turns of some 1e-4 away
+    for (form, code), tolerance in ((written.get_sform(coded=True), 1e-4), (written.get_qform(coded=True), 5e-3)):
+        np.testing.assert_allclose(form, affine, rtol=0, atol=tolerance)
         assert code == 1
     assert written.header.get_xyzt_units()[0] == "mm"
 
