@@ -196,6 +196,8 @@ class EvaluationRecorder:
 
         calibration = self.network.calibration
         threshold = calibration.score_threshold(self.alpha)
+        config: Any = self.network.config
+        settings: dict[str, Any] = config["arguments"]
         cases = [
             CaseResult(
                 name=row["case"],
@@ -221,7 +223,7 @@ class EvaluationRecorder:
             )
         return Evaluation(
             title=f"{self.name}: {'evaluation' if metrics else 'inference'}",
-            method=ReportMethod(self.name, __version__, "model.pt", self.network.config["arguments"]),
+            method=ReportMethod(self.name, __version__, "model.pt", settings),
             cohort=self._cohort(rows),
             calibration=calibrated,
             cases=cases,
@@ -263,7 +265,7 @@ class EvaluationRecorder:
             }
 
         columns = [
-            MetricColumn(level, key, label, headline=key == "auroc", chance=0.5 if key == "auroc" else None,
+            MetricColumn(level, key, label, headline=key == "auroc", chance=0.5 if key == "auroc" else None,  # type: ignore[arg-type]
                          two_sided=level == "image" and key == "auroc")
             for level, keys in (("image", _IMAGE), ("patient", _IMAGE), ("pixel", _PIXEL))
             for key, label in keys.items()
