@@ -260,5 +260,7 @@ def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"t1", "predictions.csv", "drift.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("t1", "predictions.csv", "drift.json", "report.html", "lesions.csv"),
+    }
     assert (tmp_path / "out" / "t1" / "overview.png").is_file()

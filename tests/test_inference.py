@@ -212,7 +212,7 @@ def test_detector_without_calibration_has_scores_alone(tmp_path: Path) -> None:
     evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule="voxel")
     (row,) = table(tmp_path / "out" / "predictions.csv")
     assert [row[name] for name in ("p_value", "patient_p_value", "flagged", "threshold", "alpha")] == [""] * 5
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv", "report.html"}
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
 
 

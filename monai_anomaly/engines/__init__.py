@@ -7,6 +7,7 @@ from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
 from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
 from .ensemble import load_members
+from .evaluation import EvaluationRecorder, load_baselines
 from .ganomaly import GANomalyTrainer
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
 from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
@@ -27,6 +28,8 @@ __all__ = [
     "DeepSVDDTrainer",
     "DetectorFiles",
     "DetectorTraining",
+    "EvaluationRecorder",
+    "load_baselines",
     "EncoderAutoencoder",
     "EncoderPretrainingTrainer",
     "HFRAETrainer",

@@ -31,9 +31,10 @@ from monai_anomaly.calibration import (
 from monai_anomaly.data.cohort import load_mask
 from monai_anomaly.data.slices import ScanDataset, SliceDataset, describe_failure
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.metrics import PixelMetrics, image_metrics
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 from monai_anomaly.transforms import ScanPreprocessing, foreground_level
+
+from .evaluation import EvaluationRecorder
 
 __all__ = ["CohortEvaluator", "StackInferer", "calibrate", "fit_slice_statistics", "scan_loader"]
 
@@ -270,8 +271,12 @@ class CohortEvaluator(Evaluator):
         calibrated_map: also write ``anomaly_logp`` (``"logp"``: -log10 p against normal tissue, see ``TailTable``) or
             ``anomaly_zscore`` (``"zscore"``: spreads above normals at the same place, see ``PlaceStatistics``);
             ``"none"``: the raw map alone.
-        evaluate: also write ``metrics.json``.
+        evaluate: also write ``metrics.json`` and ``metrics.csv``.
         overview_slices: slices shown in a case's ``overview.png``.
+        baselines: see ``EvaluationRecorder``, as for the next.
+        description: the content of ``detector.json``.
+        resample_masks: lay reference masks of another grid on the scan's (see ``load_mask``); False: refuse them.
+        show_patients: name patients in ``report.html``.
         val_handlers: MONAI or ignite handlers.
         progress: show a progress bar.
 
@@ -296,6 +301,10 @@ class CohortEvaluator(Evaluator):
         calibrated_map: str = "none",
         evaluate: bool = False,
         overview_slices: int = 4,
+        baselines: dict[str, AnomalyDetector] | None = None,
+        description: dict[str, Any] | None = None,
+        resample_masks: bool = False,
+        show_patients: bool = False,
         val_handlers: Sequence[Any] | None = None,
         progress: bool = True,
     ) -> None:
@@ -327,7 +336,16 @@ class CohortEvaluator(Evaluator):
         self.facts: dict[str, list[np.ndarray]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
-        self.pixels = PixelMetrics()
+        self.resample_masks, self.show_patients = resample_masks, show_patients
+        self.recorder = EvaluationRecorder(
+            self.network,
+            alpha,
+            self.threshold,
+            evaluate=evaluate,
+            baselines={name: each.to(self.state.device) for name, each in (baselines or {}).items()},
+            description=description,
+            slice_axis=preprocessing.config["slice_axis"],
+        )
         ensure_writable(self.output_dir)
 
     def run(self, global_epoch: int = 1) -> None:
@@ -385,12 +403,13 @@ class CohortEvaluator(Evaluator):
         item, scan, stack = entry["item"], entry["scan"], entry["stack"]
         reference = None
         if self.evaluate and item.get("mask") is not None:
-            reference = load_mask(item["mask"], scan)
+            reference = load_mask(item["mask"], scan, label=item.get("label"), resample=self.resample_masks)
         output = self.inferer(stack, self.network, entry["tissue"])
         anomaly_map = self.preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
         restoration = self._restoration(scan, stack, output.restoration)
         score = float(output.anomaly_score)
         extra_maps = self._extra_maps(output.anomaly_map, anomaly_map, entry)
+        restored = output.restoration is not None
         del output  # what is on the scan's voxels now is not kept on the slices' too
         foreground = _foreground(scan)
         mask = None if self.threshold is None else self.cleanup(anomaly_map > self.threshold, scan, foreground)
@@ -420,28 +439,38 @@ class CohortEvaluator(Evaluator):
             extra_maps=extra_maps,
             also=overview if self.overview_slices else None,
         )
+        if self.evaluate and reference is None and item.get("label") == 0:
+            reference = np.zeros(anomaly_map.shape, dtype=bool)
         image = item["image"] if isinstance(item["image"], str) else ";".join(item["image"])
-        self.rows.append(
-            {
-                "case": item["case"],
-                "image": image,
-                "patient": item["patient"],
-                "label": item.get("label"),
-                "anomaly_score": score,
-                "p_value": self.network.calibration.p_value(score),
-                "patient_p_value": None,  # known once all scans of the patient are
-                "flagged": None if mask is None else int(mask.any()),
-                "threshold": self.threshold,
-                "alpha": None if mask is None else self.alpha,
-            }
+        row = {
+            "case": item["case"],
+            "image": image,
+            "patient": item["patient"],
+            "label": item.get("label"),
+            "anomaly_score": score,
+            "p_value": self.network.calibration.p_value(score),
+            "patient_p_value": None,  # known once all scans of the patient are
+            "flagged": None if mask is None else int(mask.any()),
+            "threshold": self.threshold,
+            "alpha": None if mask is None else self.alpha,
+        }
+        facts = scan_facts(scan, foreground)
+        self.recorder.add(
+            item,
+            scan,
+            anomaly_map=anomaly_map,
+            mask=mask,
+            reference=reference,
+            restoration=restoration if restored else None,
+            baselines={name: self._baseline(each, entry) for name, each in self.recorder.baselines.items()},
         )
-        self.facts[item["patient"]].append(scan_facts(scan, foreground))
-        if self.evaluate:
-            if reference is None and item.get("label") == 0:
-                reference = np.zeros(anomaly_map.shape, dtype=bool)
-            if reference is not None:
-                self.pixels.update(anomaly_map, reference)
+        self.rows.append(row)
+        self.facts[item["patient"]].append(facts)
         return {"case": item["case"], "anomaly_score": score}
+
+    def _baseline(self, network: AnomalyDetector, entry: dict[str, Any]) -> tuple[np.ndarray, float]:
+        output = self.inferer(entry["stack"], network, entry["tissue"])
+        return self.preprocessing.to_scan(output.anomaly_map, entry["stack"])[0].numpy(), float(output.anomaly_score)
 
     def _extra_maps(
         self, on_grid: Tensor, native: np.ndarray, entry: dict[str, Any]
@@ -524,12 +553,11 @@ class CohortEvaluator(Evaluator):
             logger.warning(report["statement"])
 
     def metrics(self) -> dict[str, Any]:
-        """Image- and pixel-level metrics of the scans so far; undefined ones are None."""
-        image = image_metrics([row["label"] for row in self.rows], [row["anomaly_score"] for row in self.rows])
-        return {"image": image, "pixel": self.pixels.compute()}
+        """The metrics of the scans so far (see ``EvaluationRecorder.metrics``); undefined ones are None."""
+        return self.recorder.metrics(self.rows)
 
     def finish(self) -> dict[str, Any]:
-        """Write ``metrics.json`` where asked for, and report.
+        """Write the report and the tables, the metrics where asked for, and end with an error where scans failed.
 
         Returns:
             The metrics, empty without ``evaluate``.
@@ -537,12 +565,7 @@ class CohortEvaluator(Evaluator):
         Raises:
             SystemExit: if a scan failed; the message lists them.
         """
-        from monai_anomaly.writers.tables import write_json
-
-        metrics: dict[str, Any] = {}
-        if self.evaluate:
-            metrics = self.metrics()
-            write_json(self.output_dir / "metrics.json", metrics)
+        metrics = self.recorder.write(self.output_dir, self.rows, self.failures, self.drift(), self.show_patients)
         logger.info(f"{len(self.rows)} scan(s) written to {self.output_dir}")
         raise_for_failures(self.failures, self.output_dir / "failures.csv")
         return metrics
