@@ -128,6 +128,7 @@ def tell_results(output_dir: str | Path) -> None:
         f"""
 {len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).
 Research use only, not for diagnosis. Where to look:
+  {folder / "report.html"}  the evaluation as one page
   {folder / "predictions.csv"}  a score for each scan
   {folder / "metrics.json"}  the figures above
   {folder / "training" / "losses.png"}  the loss curves
