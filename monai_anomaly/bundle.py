@@ -112,7 +112,7 @@ def tell_results(output_dir: str | Path) -> None:
     """Print what an evaluated run found and where to look.
 
     Args:
-        output_dir: of the run; holds ``metrics.json`` and ``predictions.csv``.
+        output_dir: of the run; holds ``metrics.json``, ``predictions.csv`` and ``models``.
     """
     folder = Path(output_dir)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -124,9 +124,12 @@ def tell_results(output_dir: str | Path) -> None:
         + ", ".join(f"{name} {metrics[level][name]:.3f}" for name in names if metrics[level][name] is not None)
         for level, names in (("image", ("auroc", "ap")), ("pixel", ("auroc", "ap", "best_dice")))
     )
+    network = json.loads((folder / "models" / "detector.json").read_text(encoding="utf-8"))["network"]
+    label = network["arguments"].get("encoder_label")
+    encoder = f" Encoder: {label}." if label else ""  # wherever its figures stand
     print(
         f"""
-{len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).
+{len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).{encoder}
 Research use only, not for diagnosis. Where to look:
   {folder / "report.html"}  the evaluation as one page
   {folder / "predictions.csv"}  a score for each scan

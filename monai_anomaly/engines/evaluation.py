@@ -208,6 +208,7 @@ class EvaluationRecorder:
         threshold = calibration.score_threshold(self.alpha)
         config: Any = self.network.config
         settings: dict[str, Any] = config["arguments"]
+        label = settings.get("encoder_label")
         cases = [
             CaseResult(
                 name=row["case"],
@@ -233,7 +234,9 @@ class EvaluationRecorder:
             )
         return Evaluation(
             title=f"{self.name}: {'evaluation' if metrics else 'inference'}",
-            method=ReportMethod(self.name, __version__, "model.pt", settings),
+            method=ReportMethod(
+                self.name, __version__, f"model.pt, encoder {label}" if label else "model.pt", settings
+            ),
             cohort=self._cohort(rows),
             calibration=calibrated,
             cases=cases,
