@@ -1,0 +1,226 @@
+"""What every published data set gives: one-class problems, read from the layout in which it is published."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+__all__ = ["Pictures", "Problem", "PublishedSet", "RemoteFile", "file_digest"]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its publisher offers it.
+
+    Args:
+        name: what it is called under the set's folder.
+        url: where it is fetched from; empty where the publisher wants it fetched by hand.
+        sha256: of its content, hexadecimal; empty where none is published.
+        md5: of its content, where that is all that is published.
+        size: bytes; 0 where unknown.
+    """
+
+    name: str
+    url: str = ""
+    sha256: str = ""
+    md5: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One side of a problem: pictures that are read when they are asked for.
+
+    Args:
+        names: of the N pictures, unique.
+        labels: shape (N,), int: 0 normal, 1 abnormal.
+        read: index -> the picture as published, (H, W) or (H, W, 3), uint8 (uint16 for 16-bit scans).
+        groups: who or what each picture is of (patient, clip): no group is ever split, intervals are clustered by it.
+            Empty: each picture is its own.
+        read_mask: index -> shape (H, W), bool, where the picture is abnormal; None for a set without masks.
+        kinds: of each picture its class, defect or lesion type, for break-downs; empty for none.
+        positions: of each frame its place in its clip, for videos; empty for pictures.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    read: Callable[[int], np.ndarray]
+    groups: Sequence[str] = ()
+    read_mask: Callable[[int], np.ndarray] | None = None
+    kinds: Sequence[str] = ()
+    positions: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if self.labels.shape != (count,) or not np.isin(self.labels, (0, 1)).all():
+            raise ValueError(f"{count} pictures have {count} labels, each 0 or 1, got shape {self.labels.shape}")
+        for name in ("groups", "kinds", "positions"):
+            if len(getattr(self, name)) not in (0, count):
+                raise ValueError(f"{count} pictures have {count} {name} or none, got {len(getattr(self, name))}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Pictures:
+        """Some of the pictures, in the order given.
+
+        Args:
+            indices: of the pictures.
+        """
+        chosen = [int(index) for index in indices]
+        read, mask = self.read, self.read_mask
+
+        def part(values: Sequence) -> tuple:
+            return tuple(values[index] for index in chosen) if len(values) else ()
+
+        return Pictures(
+            names=part(self.names),
+            labels=self.labels[np.asarray(chosen, dtype=np.int64)],
+            read=lambda index: read(chosen[index]),
+            groups=part(self.groups),
+            read_mask=None if mask is None else lambda index: mask(chosen[index]),
+            kinds=part(self.kinds),
+            positions=part(self.positions),
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A one-class problem: normals to learn from, and a test side.
+
+    Args:
+        name: which one of the set (the normal class, the category).
+        training: normals alone.
+        test: normal and abnormal.
+        video: the test pictures are frames of clips (``test.groups``), scored by clip.
+        facts: what a result should state (``{"patches": [3, 3]}``), JSON-able.
+    """
+
+    name: str
+    training: Pictures
+    test: Pictures
+    video: bool = False
+    facts: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.training.labels.any():
+            raise ValueError(f"{self.name}: abnormal pictures are in the training side")
+
+
+class PublishedSet(ABC):
+    """A data set in the layout in which it is published.
+
+    Args:
+        root: its folder.
+
+    Raises:
+        InputError: if the folder is missing; the message says how to get the set.
+    """
+
+    key: ClassVar[str]  # its name on the command line
+    title: ClassVar[str]
+    source: ClassVar[str]  # the publisher's page
+    licence: ClassVar[str]
+    citation: ClassVar[str]
+    protocol: ClassVar[str]  # which pictures train, which test, and by which paper
+    by_hand: ClassVar[str] = ""  # how to fetch it where the publisher allows no direct download
+    files: ClassVar[tuple[RemoteFile, ...]] = ()
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise InputError(self.root, f"no folder with {self.title}", self.how_to_get())
+
+    @classmethod
+    def how_to_get(cls) -> str:
+        """One sentence: how a user comes by the set."""
+        if cls.by_hand:
+            return cls.by_hand
+        return f"Pass --download, or fetch it from {cls.source}."
+
+    @property
+    @abstractmethod
+    def problems(self) -> tuple[str, ...]:
+        """Names of its one-class problems, in the published order."""
+
+    @abstractmethod
+    def problem(self, name: str) -> Problem:
+        """One of them.
+
+        Args:
+            name: of ``problems``.
+
+        Raises:
+            InputError: if there is no such problem, or files are missing, too few, or not as published.
+        """
+
+    def check(self) -> list[str]:
+        """Look over the whole set: counts, sizes, checksums where they are published.
+
+        Returns:
+            What differs from the published set but can be worked with (a part of it, a copy), one line each.
+
+        Raises:
+            InputError: for what cannot.
+        """
+        notes = []
+        for file in self.files:
+            path = self.root / file.name
+            if path.is_file() and (wrong := _difference(path, file)):
+                notes.append(f"{path}: {wrong}")
+        return notes
+
+    def require(self, name: str) -> None:
+        """Refuse a problem that the set does not have.
+
+        Raises:
+            InputError: with the names there are.
+        """
+        if name not in self.problems:
+            raise InputError(
+                self.root, f"{self.title} has no problem {name!r}", f"Choose one of {', '.join(self.problems)}."
+            )
+
+    def missing(self, path: Path) -> InputError:
+        """The error for a file or folder of the layout that is not there."""
+        return InputError(path, f"is missing, it is part of {self.title}", self.how_to_get())
+
+    @classmethod
+    def download(cls, root: str | Path) -> None:
+        """Fetch the set into a folder, checked, and only what is not there yet.
+
+        Raises:
+            InputError: if the publisher wants it fetched by hand, a download fails, or a file is not as published.
+        """
+        from .download import fetch
+
+        remote = [file for file in cls.files if file.url]
+        if cls.by_hand or not remote:
+            raise InputError(root, f"{cls.title} cannot be downloaded by a program", cls.how_to_get())
+        for file in remote:
+            fetch(file, Path(root))
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _difference(path: Path, file: RemoteFile) -> str:
+    """How a file differs from the published one; empty where it does not, or nothing is published."""
+    if file.size and path.stat().st_size != file.size:
+        return f"has {path.stat().st_size} bytes, the published one {file.size}"
+    for algorithm in ("sha256", "md5"):
+        expected = getattr(file, algorithm)
+        if expected and file_digest(path, algorithm) != expected:
+            return f"is not the published file ({algorithm} differs)"
+    return ""
