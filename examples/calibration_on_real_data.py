@@ -4,10 +4,11 @@
       --patient-regex '(TCGA_.._....)' --options "image_size=[128,128]" weights=FILE max_epochs=40
 
 Of the normal training patients of COHORT ``--train`` train (a tenth of them give the validation loss) and
-``--calibration`` calibrate. The calibration patients, all others and the normal test scans are the normals that the detector has not been
-trained on: ``--splits`` times some of them are drawn to calibrate with and the others tested (see
-``calibration_bench.py``), by the scans' scores and by the maps' highest values. Where the test scans have masks, the
-average precision of the raw map, of -log10 p and of the z-score are measured on them, once. One JSON object goes to ``OUT/result.json``.
+``--calibration`` calibrate. The calibration patients, all others and the normal test scans are the normals that the
+detector has not been trained on: ``--splits`` times some of them are drawn to calibrate with and the others tested
+(see ``calibration_bench.py``), by the scans' scores and by the maps' highest values. Where the test scans have masks,
+the average precision of the raw map, of -log10 p and of the z-score are measured on them, once. One JSON object goes
+to ``OUT/result.json``.
 """
 
 from __future__ import annotations
