@@ -34,6 +34,7 @@ class _Inspection(PublishedSet):
 
     # Category -> number of training pictures, normal test pictures, abnormal ones.
     published: ClassVar[dict[str, tuple[int, int, int]]]
+    _category = ""  # where the folder is one category's: its name
 
     def problem(self, name: str) -> Problem:
         self.require(name)
@@ -48,7 +49,9 @@ class _Inspection(PublishedSet):
 
     def check(self) -> list[str]:
         notes = super().check()
-        if absent := [name for name in self.published if name not in self.problems]:
+        if self._category:
+            notes.append(f"{self.root / self._category}: a part of the set: one category")
+        elif absent := [name for name in self.published if name not in self.problems]:
             notes.append(f"{self.root}: a part of the set: no {', '.join(absent)}")
         for name in self.problems:
             training, test = self._cases(name)
@@ -98,8 +101,6 @@ class _Folders(_Inspection):
             # One category by itself: its folder names the problem.
             self.root = self.root.resolve()
             self._category, self.root = self.root.name, self.root.parent
-        else:
-            self._category = ""
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def read_mask(path: Path, picture: Path) -> np.ndarray:
     """
     from PIL import Image
 
-    marked: np.ndarray = read_picture(path) > 0
+    marked = np.asarray(read_picture(path) > 0)
     if marked.ndim == 3:
         marked = marked.any(axis=-1)
     with Image.open(picture) as opened:
