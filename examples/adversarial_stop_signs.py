@@ -21,6 +21,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +60,7 @@ class SignNetwork(nn.Module):
         super().__init__()
         channels = (3, 32, 64, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:]):
+        for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         features = channels[-1] * (SIDE // 8) ** 2
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, CLASSES))

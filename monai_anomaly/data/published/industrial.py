@@ -189,8 +189,8 @@ class BTAD(_Folders, ArchivedSet):
 
     key = "btad"
     title = "BTAD"
-    source = "https://avires.dimi.uniud.it/papers/btad/btad.zip"
-    licence = "CC BY-NC-SA 4.0"
+    source = "https://github.com/pankajmishra000/VT-ADL"
+    licence = "CC BY-SA 4.0"
     citation = "Mishra et al., VT-ADL: a vision transformer network for image anomaly detection and localization, 2021"
     protocol = "The published sides of each product: train/ok trains, test/ok and test/ko test (Mishra et al.)."
     normal = "ok"

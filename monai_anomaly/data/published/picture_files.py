@@ -72,9 +72,8 @@ def read_mask(path: Path, picture: Path) -> np.ndarray:
     """
     from PIL import Image
 
-    marked = np.asarray(read_picture(path) > 0)
-    if marked.ndim == 3:
-        marked = marked.any(axis=-1)
+    values = read_picture(path)
+    marked = np.any(values > 0, axis=-1) if values.ndim == 3 else values > 0
     with Image.open(picture) as opened:
         size = opened.size[::-1]
     if marked.shape != size:
