@@ -189,8 +189,8 @@ def read_batch(path: Path) -> dict[str, Any]:
     """
     try:
         content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except pickle.UnpicklingError as error:
-        raise InputError(path, f"cannot be read ({error})", "Fetch it from its publisher again.") from error
+    except _RefusedError as error:
+        raise InputError(path, f"is not loaded: {error}", "Fetch it from its publisher again.") from error
     except Exception as error:  # damaged pickles fail in every way there is
         kind = type(error).__name__
         raise InputError(path, f"is truncated or damaged ({kind}: {error})", "Fetch the file again.") from error
@@ -199,12 +199,16 @@ def read_batch(path: Path) -> dict[str, Any]:
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
+class _RefusedError(pickle.UnpicklingError):
+    """A pickle asks for more than arrays."""
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Makes arrays; refuses every other global, so that loading runs nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (found := _ALLOWED.get((module, name))) is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and batches hold arrays alone")
+            raise _RefusedError(f"it asks for {module}.{name}, and batches hold arrays alone")
         return found
 
 
