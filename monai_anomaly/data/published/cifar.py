@@ -1,0 +1,227 @@
+"""CIFAR-10 and CIFAR-100, in the Python version in which they are published."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+from .archives import ArchivedSet
+from .base import Problem, RemoteFile
+from .classes import ClassifiedPictures, class_counts, one_against_rest
+
+__all__ = ["CIFAR10", "CIFAR100", "CifarSet", "read_batch"]
+
+
+class CifarSet(ArchivedSet):
+    """Pictures of 32 x 32, colour, in pickled batches.
+
+    Args:
+        root: the unpacked folder (``cifar-10-batches-py``), or the one above it.
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    folder: ClassVar[str]
+    label_key: ClassVar[str]
+    training_batches: ClassVar[tuple[str, ...]]
+    test_batch: ClassVar[str]
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        if (self.root / self.folder).is_dir():
+            self.root = self.root / self.folder
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The classes that this copy has training pictures of."""
+        return tuple(self.classes[index] for index in np.unique(self._training.classes))
+
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        return one_against_rest(name, self._training, self._test, self.classes)
+
+    def check(self) -> list[str]:
+        notes = super().check()
+        for part, total in ((self._training, 50000), (self._test, 10000)):
+            published = (total // len(self.classes),) * len(self.classes)
+            notes += [f"{part.side}: {note}" for note in class_counts(part, self.classes, published)]
+        return notes
+
+    @cached_property
+    def _training(self) -> ClassifiedPictures:
+        return self._part("train", self.training_batches)
+
+    @cached_property
+    def _test(self) -> ClassifiedPictures:
+        return self._part("test", (self.test_batch,))
+
+    def _part(self, side: str, names: tuple[str, ...]) -> ClassifiedPictures:
+        images, classes = [], []
+        for name in names:
+            path = self.root / name
+            if not path.is_file():
+                raise self.missing(path)
+            batch = read_batch(path)
+            data, labels = batch.get("data"), np.asarray(batch.get(self.label_key, ()))
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+                raise InputError(path, "holds no pictures of 3 x 32 x 32 bytes under 'data'", self.how_to_get())
+            fits = labels.shape == data.shape[:1] and (not len(labels) or labels.dtype.kind in "iu")
+            if not fits or not np.isin(labels, np.arange(len(self.classes))).all():
+                expected = f"{len(data)} labels from 0 to {len(self.classes) - 1}"
+                raise InputError(path, f"does not hold {expected} under {self.label_key!r}", self.how_to_get())
+            images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            classes.append(labels.astype(np.int64))
+        return ClassifiedPictures(side, np.concatenate(images), np.concatenate(classes))
+
+
+class CIFAR10(CifarSet):
+    """Ten classes of things and animals."""
+
+    key = "cifar10"
+    title = "CIFAR-10 (Python version)"
+    source = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    licence = "none stated; the authors ask to cite the report"
+    citation = "Krizhevsky, Learning multiple layers of features from tiny images, 2009"
+    protocol = (
+        "The 5,000 training pictures of one class train; all 10,000 test pictures test, those of the other nine "
+        "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
+    )
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    folder = "cifar-10-batches-py"
+    label_key = "labels"
+    training_batches = tuple(f"data_batch_{number}" for number in range(1, 6))
+    test_batch = "test_batch"
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cifar-10-python.tar.gz": (f"{folder}/{training_batches[-1]}", f"{folder}/{test_batch}")
+    }
+    files = (
+        RemoteFile(
+            "cifar-10-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            md5="c58f30108f718f92721af3b95e74349a",
+            size=170498071,
+        ),
+        RemoteFile("data_batch_1", md5="c99cafc152244af753f735de768cd75f"),
+        RemoteFile("data_batch_2", md5="d4bba439e000b95fd0a9bffe97cbabec"),
+        RemoteFile("data_batch_3", md5="54ebc095f3ab1f0389bbae665268c751"),
+        RemoteFile("data_batch_4", md5="634d18415352ddfa80567beed471001a"),
+        RemoteFile("data_batch_5", md5="482c414d41f54cd18b22e5b47cb7c3cb"),
+        RemoteFile("test_batch", md5="40351d587109b95175f43aff81a1287e"),
+    )
+
+
+class CIFAR100(CifarSet):
+    """A hundred classes in twenty superclasses, which are the problems."""
+
+    key = "cifar100"
+    title = "CIFAR-100 (Python version)"
+    source = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    licence = "none stated; the authors ask to cite the report"
+    citation = "Krizhevsky, Learning multiple layers of features from tiny images, 2009"
+    protocol = (
+        "The 2,500 training pictures of one superclass train; all 10,000 test pictures test, those of the other "
+        "nineteen superclasses abnormal (ITAE)."
+    )
+    classes = (
+        "aquatic_mammals",
+        "fish",
+        "flowers",
+        "food_containers",
+        "fruit_and_vegetables",
+        "household_electrical_devices",
+        "household_furniture",
+        "insects",
+        "large_carnivores",
+        "large_man-made_outdoor_things",
+        "large_natural_outdoor_scenes",
+        "large_omnivores_and_herbivores",
+        "medium_mammals",
+        "non-insect_invertebrates",
+        "people",
+        "reptiles",
+        "small_mammals",
+        "trees",
+        "vehicles_1",
+        "vehicles_2",
+    )
+    folder = "cifar-100-python"
+    label_key = "coarse_labels"
+    training_batches = ("train",)
+    test_batch = "test"
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cifar-100-python.tar.gz": (f"{folder}/{training_batches[-1]}", f"{folder}/{test_batch}")
+    }
+    files = (
+        RemoteFile(
+            "cifar-100-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+            size=169001437,
+        ),
+        RemoteFile("train", md5="16019d7e3df5f24257cddd939b257f8d"),
+        RemoteFile("test", md5="f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    )
+
+
+def read_batch(path: Path) -> dict[str, Any]:
+    """A pickled batch, without running any code that it may carry.
+
+    Args:
+        path: of the pickle; written by Python 2 or 3.
+
+    Returns:
+        Its dictionary, with keys as text.
+
+    Raises:
+        InputError: if it is broken, no dictionary, or holds more than numbers, text, containers and arrays.
+    """
+    try:
+        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except _RefusedError as error:
+        raise InputError(path, f"is not loaded: {error}", "Fetch it from its publisher again.") from error
+    except Exception as error:  # damaged pickles fail in every way there is
+        kind = type(error).__name__
+        raise InputError(path, f"is truncated or damaged ({kind}: {error})", "Fetch the file again.") from error
+    if not isinstance(content, dict):
+        raise InputError(path, f"holds a {type(content).__name__}, not a batch", "Fetch the file again.")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """A pickle asks for more than arrays."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays; refuses every other global, so that loading runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (found := _ALLOWED.get((module, name))) is None:
+            raise _RefusedError(f"it asks for {module}.{name}, and batches hold arrays alone")
+        return found
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    # Python 3 writes bytes so where it writes pickles for Python 2.
+    return text.encode("latin1")
+
+
+_reconstruct: Callable[..., np.ndarray] = np.zeros(0).__reduce__()[0]  # type: ignore[assignment]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("_codecs", "encode"): _encode,
+}

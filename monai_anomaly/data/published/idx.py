@@ -1,0 +1,237 @@
+"""MNIST and Fashion-MNIST, in the idx files in which they are published."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+from .base import Problem, PublishedSet, RemoteFile
+from .classes import ClassifiedPictures, class_counts, one_against_rest
+
+__all__ = ["FashionMNIST", "IdxSet", "MNIST", "read_idx"]
+
+_UNSIGNED_BYTE = 8  # the type code of the format; these sets use no other
+_PROTOCOL = (
+    "The 60,000-picture training side of one class trains; all 10,000 test pictures test, those of the other nine "
+    "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
+)
+
+
+class IdxSet(PublishedSet):
+    """Four idx files: pictures and labels of the training and of the test side.
+
+    Args:
+        root: the folder with the files, packed (``.gz``) or not, or one above it as torchvision lays it out
+            (``MNIST/raw``).
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    counts: ClassVar[dict[str, tuple[int, ...]]]  # of each class's pictures: "train", "t10k"
+    contents: ClassVar[dict[str, str]]  # unpacked file -> MD5
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        for folder in (self.root, self.root / "raw", self.root / type(self).__name__ / "raw"):
+            if any(_find(folder, name) for name in self.contents):
+                self.root = folder
+                break
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.classes
+
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        return one_against_rest(name, self._training, self._test, self.classes)
+
+    def check(self) -> list[str]:
+        notes = []
+        for name, md5 in self.contents.items():
+            path = self._path(name)
+            if hashlib.md5(_content(path), usedforsecurity=False).hexdigest() != md5:
+                notes.append(f"{path}: is not the published content (MD5 of the unpacked file differs)")
+        for part in (self._training, self._test):
+            notes += [f"{part.side}: {note}" for note in class_counts(part, self.classes, self.counts[part.side])]
+        return notes
+
+    @cached_property
+    def _training(self) -> ClassifiedPictures:
+        return self._part("train")
+
+    @cached_property
+    def _test(self) -> ClassifiedPictures:
+        return self._part("t10k")
+
+    def _path(self, name: str) -> Path:
+        path = _find(self.root, name)
+        if path is None:
+            raise self.missing(self.root / f"{name}.gz")
+        return path
+
+    def _part(self, side: str) -> ClassifiedPictures:
+        path, label_path = self._path(f"{side}-images-idx3-ubyte"), self._path(f"{side}-labels-idx1-ubyte")
+        images, labels = read_idx(path), read_idx(label_path)
+        remedy = self.how_to_get()
+        if images.ndim != 3 or images.shape[1:] != (28, 28):
+            raise InputError(path, f"holds an array of shape {images.shape}, not N pictures of 28 x 28", remedy)
+        if labels.shape != (len(images),):
+            raise InputError(label_path, f"holds labels of shape {labels.shape} for {len(images)} pictures", remedy)
+        if not len(labels) or labels.max() >= len(self.classes):
+            raise InputError(label_path, "holds no labels, or labels above 9", remedy)
+        return ClassifiedPictures(side, images, labels.astype(np.int64))
+
+
+class MNIST(IdxSet):
+    """Handwritten digits, 28 x 28, gray."""
+
+    key = "mnist"
+    title = "MNIST"
+    source = "http://yann.lecun.com/exdb/mnist/"
+    licence = "CC BY-SA 3.0"
+    citation = "LeCun et al., Gradient-based learning applied to document recognition, Proc. IEEE 1998"
+    protocol = _PROTOCOL
+    classes = tuple("0123456789")
+    counts: ClassVar[dict[str, tuple[int, ...]]] = {
+        "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        "t10k": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    }
+    contents: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+    # The publisher's own server gives them no longer; this is the mirror that PyTorch keeps.
+    files = (
+        RemoteFile(
+            "train-images-idx3-ubyte.gz",
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+            sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            md5="f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            size=9912422,
+        ),
+        RemoteFile(
+            "train-labels-idx1-ubyte.gz",
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz",
+            sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            md5="d53e105ee54ea40749a09fcbcd1e9432",
+            size=28881,
+        ),
+        RemoteFile(
+            "t10k-images-idx3-ubyte.gz",
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/t10k-images-idx3-ubyte.gz",
+            sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            md5="9fb629c4189551a2d022fa330f9573f3",
+            size=1648877,
+        ),
+        RemoteFile(
+            "t10k-labels-idx1-ubyte.gz",
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/t10k-labels-idx1-ubyte.gz",
+            sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            md5="ec29112dd5afa0611ce80d1b7f02629c",
+            size=4542,
+        ),
+    )
+
+
+class FashionMNIST(IdxSet):
+    """Pictures of clothing, 28 x 28, gray."""
+
+    key = "fashion_mnist"
+    title = "Fashion-MNIST"
+    source = "https://github.com/zalandoresearch/fashion-mnist"
+    licence = "MIT"
+    citation = "Xiao et al., Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017"
+    protocol = _PROTOCOL
+    # The published names, without what no file name takes.
+    classes = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
+    counts: ClassVar[dict[str, tuple[int, ...]]] = {"train": (6000,) * 10, "t10k": (1000,) * 10}
+    contents: ClassVar[dict[str, str]] = {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    }
+    files = (
+        RemoteFile(
+            "train-images-idx3-ubyte.gz",
+            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-images-idx3-ubyte.gz",
+            sha256="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            size=26421880,
+        ),
+        RemoteFile(
+            "train-labels-idx1-ubyte.gz",
+            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+            sha256="a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            md5="25c81989df183df01b3e8a0aad5dffbe",
+            size=29515,
+        ),
+        RemoteFile(
+            "t10k-images-idx3-ubyte.gz",
+            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-images-idx3-ubyte.gz",
+            sha256="346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            md5="bef4ecab320f06d8554ea6380940ec79",
+            size=4422102,
+        ),
+        RemoteFile(
+            "t10k-labels-idx1-ubyte.gz",
+            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-labels-idx1-ubyte.gz",
+            sha256="67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            md5="bb300cfdad3c16e7a12a480ee83cd310",
+            size=5148,
+        ),
+    )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of an idx file of unsigned bytes.
+
+    Args:
+        path: of the file, gzipped if it ends in ``.gz``.
+
+    Raises:
+        InputError: if it is no such file, truncated, or longer than it says.
+    """
+    content = _content(path)
+    remedy = "Fetch the file again."
+    if len(content) < 4 or content[:3] != bytes((0, 0, _UNSIGNED_BYTE)):
+        raise InputError(path, "is no idx file of unsigned bytes", remedy)
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise InputError(path, "is truncated within its header", remedy)
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        found = f"{len(content) - start} bytes where its header says {math.prod(shape)}"
+        raise InputError(path, f"is truncated or damaged: {found}", remedy)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, unpacked."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(path, f"cannot be unpacked ({error})", "Fetch the file again.") from error
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file, packed or not."""
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)

@@ -1,0 +1,133 @@
+"""Ten superclasses of ImageNet (ILSVRC 2012), in folders by WordNet id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+from .base import Pictures, Problem, PublishedSet
+from .picture_files import list_pictures, picture_reader
+
+__all__ = ["ImageNetSuperclasses"]
+
+
+class ImageNetSuperclasses(PublishedSet):
+    """The ten superclasses of Table 7 of ITAE, 56 of the 1,000 classes.
+
+    Args:
+        root: the folder with ``train`` and ``val``, each with a folder by WordNet id, or the one above it as the
+            archive unpacks (``ILSVRC/Data/CLS-LOC``).
+
+    Raises:
+        InputError: if the folder is missing.
+
+    References:
+        Fei et al., Attribute restoration framework for anomaly detection, IEEE TMM 2020, Table 7.
+    """
+
+    key = "imagenet"
+    title = "ImageNet (ILSVRC 2012)"
+    source = "https://image-net.org/challenges/LSVRC/2012/"
+    licence = "non-commercial research and education alone, by the publisher's terms of access"
+    citation = "Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015"
+    protocol = (
+        "The training pictures of one superclass train; the validation pictures of all ten superclasses test, those "
+        "of the other nine abnormal (ITAE, Table 7)."
+    )
+    by_hand = (
+        "Ask for access at https://image-net.org, unpack the training and validation pictures of ILSVRC 2012, and "
+        "sort both into folders train/<wnid> and val/<wnid>."
+    )
+    superclasses: ClassVar[dict[str, tuple[str, ...]]] = {
+        "snake": ("n01728920", "n01728572", "n01729322", "n01734418", "n01737021", "n01740131", "n01735189"),
+        "finch": ("n01530575", "n01531178", "n01532829", "n01534433", "n01795545", "n01796340"),
+        "spider": ("n01773157", "n01773549", "n01774384", "n01775062", "n01773797", "n01774750"),
+        "big_cat": ("n02128385", "n02128925", "n02129604", "n02130308", "n02128757", "n02129165"),
+        "beetle": ("n02165105", "n02165456", "n02169497", "n02177972", "n02167151"),
+        "wading_bird": ("n02007558", "n02012849", "n02013706", "n02018795", "n02006656"),
+        "monkey": ("n02486261", "n02486410", "n02488291", "n02489166"),
+        "fungus": ("n12985857", "n13037406", "n13054560", "n13040303"),
+        "cat": ("n02123045", "n02123394", "n02124075", "n02123159"),
+        "dog": (
+            "n02088364",
+            "n02105412",
+            "n02106030",
+            "n02106166",
+            "n02106662",
+            "n02106550",
+            "n02088466",
+            "n02093754",
+            "n02091635",
+        ),
+    }
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        for folder in (self.root, self.root / "Data" / "CLS-LOC", self.root / "ILSVRC" / "Data" / "CLS-LOC"):
+            if (folder / "train").is_dir() and (folder / "val").is_dir():
+                self.root = folder
+                break
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The superclasses whose training pictures are there."""
+        training = self.root / "train"
+        return tuple(
+            name for name, wnids in self.superclasses.items() if all((training / wnid).is_dir() for wnid in wnids)
+        )
+
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        files = [(path, name) for wnid in self.superclasses[name] for path in self._folder("train", wnid)]
+        return Problem(name=name, training=self._pictures(files, name), test=self._pictures(self._test, name))
+
+    def check(self) -> list[str]:
+        notes = []
+        if absent := [name for name in self.superclasses if name not in self.problems]:
+            notes.append(f"{self.root / 'train'}: a part of the set: not all classes of {', '.join(absent)}")
+        for name in self.problems:
+            for wnid in self.superclasses[name]:
+                count = len(self._folder("train", wnid))
+                # The smallest and the largest class of the published training side.
+                if not 732 <= count <= 1300:
+                    notes.append(f"{self.root / 'train' / wnid}: {count} pictures, published are 732 to 1300 a class")
+        for wnids in self.superclasses.values():
+            for wnid in wnids:
+                if (count := len(self._folder("val", wnid))) != 50:
+                    notes.append(f"{self.root / 'val' / wnid}: {count} of 50 pictures")
+        return notes
+
+    @cached_property
+    def _test(self) -> list[tuple[Path, str]]:
+        return [
+            (path, name)
+            for name, wnids in self.superclasses.items()
+            for wnid in wnids
+            for path in self._folder("val", wnid)
+        ]
+
+    def _folder(self, side: str, wnid: str) -> list[Path]:
+        folder = self.root / side / wnid
+        if not folder.is_dir():
+            if list_pictures(self.root / side):
+                raise InputError(self.root / side, "holds pictures that are not sorted into classes", self.by_hand)
+            raise self.missing(folder)
+        if not (paths := list_pictures(folder)):
+            raise InputError(folder, "holds no pictures", self.by_hand)
+        return paths
+
+    def _pictures(self, files: Sequence[tuple[Path, str]], normal: str) -> Pictures:
+        paths = [path for path, _ in files]
+        return Pictures(
+            names=tuple(path.relative_to(self.root).as_posix() for path in paths),
+            labels=np.array([kind != normal for _, kind in files], dtype=np.int64),
+            # A few published pictures are gray or CMYK.
+            read=picture_reader(paths, colour=True),
+            kinds=tuple(kind for _, kind in files),
+        )

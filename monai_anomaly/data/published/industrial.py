@@ -1,0 +1,308 @@
+"""Industrial inspection: MVTec AD, VisA and BTAD. Each category is a problem, each defect has a mask."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+from .archives import ArchivedSet
+from .base import Pictures, Problem, PublishedSet, RemoteFile
+from .picture_files import list_pictures, picture_reader, read_mask
+from .tables import read_table
+
+__all__ = ["BTAD", "MVTecAD", "VisA"]
+
+
+@dataclass(frozen=True)
+class _Case:
+    path: Path
+    kind: str
+    abnormal: bool
+    mask: Path | None = None
+
+
+class _Inspection(PublishedSet):
+    """What the three sets share: categories with normal training pictures and a marked test side."""
+
+    # Category -> number of training pictures, normal test pictures, abnormal ones.
+    published: ClassVar[dict[str, tuple[int, int, int]]]
+    _category = ""  # where the folder is one category's: its name
+
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        training, test = self._cases(name)
+        without_mask = sum(case.abnormal and case.mask is None for case in test)
+        return Problem(
+            name=name,
+            training=self._pictures(training, masks=False),
+            test=self._pictures(test, masks=not without_mask),
+            facts={"abnormal_without_mask": without_mask} if without_mask else {},
+        )
+
+    def check(self) -> list[str]:
+        notes = super().check()
+        if self._category:
+            notes.append(f"{self.root / self._category}: a part of the set: one category")
+        elif absent := [name for name in self.published if name not in self.problems]:
+            notes.append(f"{self.root}: a part of the set: no {', '.join(absent)}")
+        for name in self.problems:
+            training, test = self._cases(name)
+            abnormal = [case for case in test if case.abnormal]
+            found = (len(training), len(test) - len(abnormal), len(abnormal))
+            if name not in self.published:
+                notes.append(f"{name}: is no published category")
+            elif found != self.published[name]:
+                expected = " + ".join(map(str, self.published[name]))
+                notes.append(
+                    f"{name}: {' + '.join(map(str, found))} pictures (training + normal + abnormal), not {expected}"
+                )
+            if without := sum(case.mask is None for case in abnormal):
+                notes.append(f"{name}: {without} of {len(abnormal)} abnormal pictures have no mask, so none are used")
+        return notes
+
+    @abstractmethod
+    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
+        """Training and test side of a category."""
+
+    def _pictures(self, cases: Sequence[_Case], masks: bool) -> Pictures:
+        def mask(index: int) -> np.ndarray:
+            case = cases[index]
+            if case.mask is not None:
+                return read_mask(case.mask, case.path)
+            return np.zeros(picture(index).shape[:2], dtype=bool)
+
+        picture = picture_reader([case.path for case in cases])
+        return Pictures(
+            names=tuple(case.path.relative_to(self.root).as_posix() for case in cases),
+            labels=np.array([case.abnormal for case in cases], dtype=np.int64),
+            read=picture,
+            read_mask=mask if masks else None,
+            kinds=tuple(case.kind for case in cases),
+        )
+
+
+class _Folders(_Inspection):
+    """``<category>/train/<normal>``, ``test/<normal or defect>``, ``ground_truth/<defect>``."""
+
+    normal: ClassVar[str]
+    mask_ending: ClassVar[str]  # what a mask's name has after its picture's
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        if (self.root / "train" / self.normal).is_dir():
+            # One category by itself: its folder names the problem.
+            self.root = self.root.resolve()
+            self._category, self.root = self.root.name, self.root.parent
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The categories that are there: the published ones in their order, then others."""
+        if self._category:
+            return (self._category,)
+        found = {path.parent.parent.name for path in self.root.glob(f"*/train/{self.normal}") if path.is_dir()}
+        return (*(name for name in self.published if name in found), *sorted(found - self.published.keys()))
+
+    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
+        folder = self.root / name
+        training = self._folder(folder / "train" / self.normal)
+        test = [_Case(path, self.normal, False) for path in self._folder(folder / "test" / self.normal)]
+        kinds = sorted(path for path in (folder / "test").iterdir() if path.is_dir() and path.name != self.normal)
+        for kind in kinds:
+            # Pictures and masks go by the stem: their extensions differ in places.
+            masks = {path.stem: path for path in list_pictures(folder / "ground_truth" / kind.name)}
+            test += [
+                _Case(path, kind.name, True, masks.get(path.stem + self.mask_ending)) for path in list_pictures(kind)
+            ]
+        if not any(case.abnormal for case in test):
+            raise InputError(folder / "test", "holds no pictures with defects", self.how_to_get())
+        return [_Case(path, self.normal, False) for path in training], test
+
+    def _folder(self, folder: Path) -> list[Path]:
+        if not folder.is_dir():
+            raise self.missing(folder)
+        if not (paths := list_pictures(folder)):
+            raise InputError(folder, "holds no pictures", self.how_to_get())
+        return paths
+
+
+class MVTecAD(_Folders):
+    """Ten objects and five textures, with defects of several types each.
+
+    Args:
+        root: the folder of the categories, or one category's (its folder's name is the problem's).
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+
+    key = "mvtec_ad"
+    title = "MVTec AD"
+    source = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
+    licence = "CC BY-NC-SA 4.0"
+    citation = "Bergmann et al., MVTec AD: a comprehensive real-world dataset for unsupervised anomaly detection, 2019"
+    protocol = (
+        "The published sides of each category: train/good trains, all of test tests (Bergmann et al.; ITAE; HFR-AE; "
+        "DAAD)."
+    )
+    by_hand = (
+        "Fill in the form at https://www.mvtec.com/company/research/datasets/mvtec-ad and unpack the archive, so that "
+        "each category has train/good, test and ground_truth."
+    )
+    normal = "good"
+    mask_ending = "_mask"
+    published: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "bottle": (209, 20, 63),
+        "cable": (224, 58, 92),
+        "capsule": (219, 23, 109),
+        "carpet": (280, 28, 89),
+        "grid": (264, 21, 57),
+        "hazelnut": (391, 40, 70),
+        "leather": (245, 32, 92),
+        "metal_nut": (220, 22, 93),
+        "pill": (267, 26, 141),
+        "screw": (320, 41, 119),
+        "tile": (230, 33, 84),
+        "toothbrush": (60, 12, 30),
+        "transistor": (213, 60, 40),
+        "wood": (247, 19, 60),
+        "zipper": (240, 32, 119),
+    }
+
+
+class BTAD(_Folders, ArchivedSet):
+    """Three products of beanTech: ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko``; PNG and BMP mixed.
+
+    Args:
+        root: the folder of the products, one product's, or the one above (``BTech_Dataset_transformed``).
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+
+    key = "btad"
+    title = "BTAD"
+    source = "https://github.com/pankajmishra000/VT-ADL"
+    licence = "CC BY-SA 4.0"
+    citation = "Mishra et al., VT-ADL: a vision transformer network for image anomaly detection and localization, 2021"
+    protocol = "The published sides of each product: train/ok trains, test/ok and test/ko test (Mishra et al.)."
+    normal = "ok"
+    mask_ending = ""
+    published: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "01": (400, 21, 49),
+        "02": (399, 30, 200),
+        "03": (1000, 400, 41),
+    }
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"btad.zip": ("BTech_Dataset_transformed",)}
+    files = (
+        RemoteFile(
+            "btad.zip",
+            url="https://avires.dimi.uniud.it/papers/btad/btad.zip",
+            sha256="461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
+        ),
+    )
+
+    def __init__(self, root: str | Path) -> None:
+        below = Path(root) / "BTech_Dataset_transformed"
+        super().__init__(below if below.is_dir() else root)
+
+
+class VisA(_Inspection, ArchivedSet):
+    """Twelve objects; the one-class split is the published table ``split_csv/1cls.csv``.
+
+    The published defect types stand in each object's ``image_anno.csv``; without that file every abnormal picture is
+    of the kind ``anomaly``. In the masks each defect type has its own value; all are marked alike.
+
+    Args:
+        root: the folder of the objects and of ``split_csv``.
+
+    Raises:
+        InputError: if the folder is missing.
+    """
+
+    key = "visa"
+    title = "VisA"
+    source = "https://github.com/amazon-science/spot-diff"
+    licence = "CC BY 4.0"
+    citation = "Zou et al., SPot-the-difference self-supervised pre-training for anomaly detection, ECCV 2022"
+    protocol = (
+        "The published one-class split (split_csv/1cls.csv): its train rows train, its test rows test (Zou et al.)."
+    )
+    published: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "candle": (900, 100, 100),
+        "capsules": (542, 60, 100),
+        "cashew": (450, 50, 100),
+        "chewinggum": (453, 50, 100),
+        "fryum": (450, 50, 100),
+        "macaroni1": (900, 100, 100),
+        "macaroni2": (900, 100, 100),
+        "pcb1": (904, 100, 100),
+        "pcb2": (901, 100, 100),
+        "pcb3": (905, 101, 100),
+        "pcb4": (904, 101, 100),
+        "pipe_fryum": (450, 50, 100),
+    }
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"VisA_20220922.tar": ("pipe_fryum", "split_csv")}
+    files = (
+        RemoteFile(
+            "VisA_20220922.tar",
+            url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+            sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+            size=1929840640,
+        ),
+    )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The objects of the split whose folders are there, in its order."""
+        return tuple(
+            name for name in dict.fromkeys(row["object"] for row in self._split) if (self.root / name).is_dir()
+        )
+
+    @cached_property
+    def _split(self) -> list[dict[str, str]]:
+        path = self.root / "split_csv" / "1cls.csv"
+        rows = self._table(path, ("object", "split", "label", "image", "mask"))
+        for number, row in enumerate(rows, start=2):
+            if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+                wrong = f"line {number} is neither train nor test, or neither normal nor anomaly"
+                raise InputError(path, wrong, self.how_to_get())
+        return rows
+
+    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
+        annotations = self.root / name / "image_anno.csv"
+        kinds = (
+            {row["image"]: row["label"] for row in self._table(annotations, ("image", "label"))}
+            if annotations.is_file()
+            else {}
+        )
+        sides: dict[str, list[_Case]] = {"train": [], "test": []}
+        for row in self._split:
+            if row["object"] != name:
+                continue
+            path, abnormal = self.root / row["image"], row["label"] == "anomaly"
+            mask = self.root / row["mask"] if abnormal and row["mask"] else None
+            if absent := next((file for file in (path, mask) if file and not file.is_file()), None):
+                raise self.missing(absent)
+            sides[row["split"]].append(_Case(path, kinds.get(row["image"], row["label"]), abnormal, mask))
+        for side, cases in sides.items():
+            if not cases:
+                raise InputError(
+                    self.root / "split_csv" / "1cls.csv", f"has no {side} rows of {name}", self.how_to_get()
+                )
+        if any(case.abnormal for case in sides["train"]):
+            where = self.root / "split_csv" / "1cls.csv"
+            raise InputError(where, f"trains on abnormal pictures of {name}", "Take the published one-class split.")
+        return sides["train"], sides["test"]
+
+    def _table(self, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+        if not path.is_file():
+            raise self.missing(path)
+        return read_table(path, columns, self.how_to_get())

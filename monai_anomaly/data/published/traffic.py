@@ -1,0 +1,216 @@
+"""GTSRB's stop signs, with adversarial pictures of stop signs as the abnormal side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+from .archives import ArchivedSet
+from .base import Pictures, Problem, RemoteFile
+from .picture_files import list_pictures, read_picture
+from .tables import read_table
+
+__all__ = ["GTSRBStopSigns", "Sign"]
+
+_ARCHIVE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+_COLUMNS = ("Filename", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One published picture and where its sign is.
+
+    Args:
+        path: of the picture.
+        box: first column, first row, one past the last column and row of the sign, pixels.
+        kind: number of its class, 0 to 42.
+    """
+
+    path: Path
+    box: tuple[int, int, int, int]
+    kind: int
+
+    def read(self) -> np.ndarray:
+        """The sign without the border around it, shape (H, W, 3), uint8.
+
+        Raises:
+            InputError: if the picture is missing or broken, or the box is not within it.
+        """
+        picture = read_picture(self.path, colour=True)
+        left, top, right, bottom = self.box
+        if not (0 <= left < right <= picture.shape[1] and 0 <= top < bottom <= picture.shape[0]):
+            shape = f"{picture.shape[0]} rows and {picture.shape[1]} columns"
+            raise InputError(
+                self.path, f"has {shape}, and its sign at {self.box} is not within them", "Fetch it again."
+            )
+        return picture[top:bottom, left:right].copy()
+
+
+class GTSRBStopSigns(ArchivedSet):
+    """Stop signs to train on, other stop signs and adversarial pictures made of them to test on.
+
+    Signs are read without the border that the published tables mark (about a tenth of the picture on each side).
+    The adversarial pictures are nobody's publication: ``examples/adversarial_stop_signs.py`` makes them, and their
+    names begin with that of the test picture that each is made of, which is its group.
+
+    Args:
+        root: the folder with ``Final_Training``, ``Final_Test``, ``GT-final_test.csv`` and ``adversarial``, or the
+            one above it as the archives unpack (``GTSRB``).
+
+    Raises:
+        InputError: if the folder is missing.
+
+    References:
+        Ruff et al., Deep one-class classification, ICML 2018, section 4.3; Lin et al., DDR-ID, 2022, section 4.4.
+    """
+
+    key = "gtsrb_stop_signs"
+    title = "GTSRB"
+    source = "https://benchmark.ini.rub.de/gtsrb_dataset.html"
+    licence = "none stated; offered for research, the authors ask to cite the paper"
+    citation = (
+        "Stallkamp et al., Man vs. computer: benchmarking machine learning algorithms for traffic sign recognition, "
+        "Neural Networks 2012"
+    )
+    protocol = (
+        "The 780 training pictures of stop signs (class 14) train; their 270 test pictures and 20 adversarial ones "
+        "made by the Boundary Attack from random test stop signs test, without borders (DDR-ID, protocol of Deep SVDD)."
+    )
+    stop_sign = 14
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
+        "GTSRB_Final_Training_Images.zip": ("GTSRB/Final_Training",),
+        "GTSRB_Final_Test_Images.zip": ("GTSRB/Final_Test",),
+        "GTSRB_Final_Test_GT.zip": ("GT-final_test.csv",),
+    }
+    files = (
+        RemoteFile(
+            "GTSRB_Final_Training_Images.zip",
+            url=f"{_ARCHIVE}/GTSRB_Final_Training_Images.zip",
+            md5="f33fd80ac59bff73c82d25ab499e03a3",
+        ),
+        RemoteFile(
+            "GTSRB_Final_Test_Images.zip",
+            url=f"{_ARCHIVE}/GTSRB_Final_Test_Images.zip",
+            md5="c7e4e6327067d32654124b0fe9e82185",
+        ),
+        RemoteFile(
+            "GTSRB_Final_Test_GT.zip",
+            url=f"{_ARCHIVE}/GTSRB_Final_Test_GT.zip",
+            md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5",
+        ),
+    )
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        self.base = self.root / "GTSRB" if (self.root / "GTSRB" / "Final_Training").is_dir() else self.root
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return ("stop_sign",)
+
+    @property
+    def adversarial_folder(self) -> Path:
+        """Where the adversarial pictures are looked for."""
+        folders = (self.root / "adversarial", self.base / "adversarial")
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    def training_signs(self, kind: int) -> list[Sign]:
+        """The published training pictures of a class.
+
+        Args:
+            kind: number of the class, 0 to 42.
+
+        Raises:
+            InputError: if files are missing, or the table is not as published.
+        """
+        folder = self.base / "Final_Training" / "Images" / f"{kind:05d}"
+        return self._signs(folder / f"GT-{kind:05d}.csv", folder)
+
+    def test_signs(self) -> list[Sign]:
+        """The published test pictures of all classes.
+
+        Raises:
+            InputError: if files are missing, or the table is not as published.
+        """
+        images = self.base / "Final_Test" / "Images"
+        tables = [folder / "GT-final_test.csv" for folder in (self.root, self.base, images.parent, images)]
+        return self._signs(next((table for table in tables if table.is_file()), tables[0]), images)
+
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        training, normal, adversarial = self.training_signs(self.stop_sign), self._normal(), self._adversarial()
+        numbers = {sign.path.stem for sign in normal}
+
+        def read(index: int) -> np.ndarray:
+            if index < len(normal):
+                return normal[index].read()
+            return read_picture(adversarial[index - len(normal)], colour=True)
+
+        sources = [path.stem.partition("_")[0] for path in adversarial]
+        return Problem(
+            name=name,
+            training=Pictures(
+                names=tuple(sign.path.relative_to(self.base).as_posix() for sign in training),
+                labels=np.zeros(len(training), dtype=np.int64),
+                read=lambda index: training[index].read(),
+                # Thirty pictures of a track show one sign as the car nears it.
+                groups=tuple(f"track {sign.path.stem.partition('_')[0]}" for sign in training),
+                kinds=(name,) * len(training),
+            ),
+            test=Pictures(
+                names=(
+                    *(sign.path.relative_to(self.base).as_posix() for sign in normal),
+                    *(f"adversarial/{path.name}" for path in adversarial),
+                ),
+                labels=np.repeat([0, 1], [len(normal), len(adversarial)]),
+                read=read,
+                groups=(
+                    *(sign.path.stem for sign in normal),
+                    *(source if source in numbers else path.name for source, path in zip(sources, adversarial)),
+                ),
+                kinds=(name,) * len(normal) + ("adversarial",) * len(adversarial),
+            ),
+        )
+
+    def check(self) -> list[str]:
+        notes = super().check()
+        counts = (
+            ("training pictures of stop signs", len(self.training_signs(self.stop_sign)), 780),
+            ("test pictures of stop signs", len(self._normal()), 270),
+            ("adversarial pictures", len(self._adversarial()), 20),
+        )
+        return notes + [f"{found} {what}, the protocol has {count}" for what, found, count in counts if found != count]
+
+    def _normal(self) -> list[Sign]:
+        signs = [sign for sign in self.test_signs() if sign.kind == self.stop_sign]
+        if not signs:
+            raise InputError(self.base / "Final_Test", "has no stop signs", self.how_to_get())
+        return signs
+
+    def _adversarial(self) -> list[Path]:
+        if not (paths := list_pictures(self.adversarial_folder)):
+            remedy = "Make them by examples/adversarial_stop_signs.py."
+            raise InputError(self.adversarial_folder, "has no adversarial pictures of stop signs", remedy)
+        return paths
+
+    def _signs(self, table: Path, folder: Path) -> list[Sign]:
+        if not table.is_file():
+            raise self.missing(table)
+        rows = read_table(table, _COLUMNS, self.how_to_get(), delimiter=";")
+        signs = [_sign(row, number, table, folder) for number, row in enumerate(rows, start=2)]
+        if absent := next((sign.path for sign in signs if not sign.path.is_file()), None):
+            raise self.missing(absent)
+        return signs
+
+
+def _sign(row: dict[str, str], number: int, table: Path, folder: Path) -> Sign:
+    try:
+        left, top, right, bottom, kind = (int(row[column]) for column in _COLUMNS[1:])
+    except ValueError as error:
+        raise InputError(table, f"line {number} is broken ({error})", "Fetch the file again.") from error
+    return Sign(folder / row["Filename"], (left, top, right, bottom), kind)
