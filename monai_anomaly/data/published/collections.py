@@ -82,7 +82,7 @@ class BMAD(PublishedSet):
         for name, folder in folders.items():
             problem = self.problem(name)
             found = len(self._files(folder, "train/good"))
-            path = folder.relative_to(self.root.parent).as_posix().lower()
+            path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
             for word, count in self.counts.items():
                 if word in path and found != count:
                     notes.append(f"{folder}: {found} pictures to train on, published are {count}")
@@ -148,8 +148,8 @@ class MedIAnomaly(PublishedSet):
     citation = "Cai et al., MedIAnomaly: a comparative study of anomaly detection in medical images, arXiv:2404.04518"
     protocol = (
         "As published: the normals of the training list train, the test list tests. In ISIC2018_Task3 nevi (NV) are "
-        "normal, all other lesions abnormal. Where names tell the patient (BraTS2021), training slices of test patients "
-        "are left out, and counted; elsewhere patients are not known."
+        "normal, all other lesions abnormal. Where names tell the patient (BraTS2021), training slices of test "
+        "patients are left out, and counted; elsewhere patients are not known."
     )
     by_hand = (
         "Fetch the archives from https://zenodo.org/records/12677223, and of ISIC2018_Task3 from "
