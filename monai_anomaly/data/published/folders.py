@@ -209,7 +209,7 @@ class OCT2017(_ClassFolders):
         "Kermany et al., Identifying medical diagnoses and treatable diseases by image-based deep learning, Cell 2018"
     )
     protocol = (
-        "ProxyAno section IV-B: normals of the published training folder train, the whole published test folder tests. "
+        "ProxyAno section IV-C: normals of the published training folder train, the whole published test folder tests. "
         "Training pictures of patients who are in the test folder are left out, and counted."
     )
     by_hand = (
@@ -269,27 +269,29 @@ _BRAIN_KINDS = {
 
 
 class BrainMRI(PublishedSet):
-    """Brain MRI pictures from the web, without and with tumours: ProxyAno's two sources, one or both."""
+    """Brain MRI pictures from the web, without and with tumours.
+
+    ProxyAno joins two sources: one is the set of the four classes, in folders ``Training`` and ``Testing`` of
+    ``no_tumor``, ``glioma_tumor``, ``meningioma_tumor`` and ``pituitary_tumor``; of the other it names an article alone.
+    Sets in folders ``yes`` and ``no`` are read beside it, or without it.
+    """
 
     key = "brain_mri"
     title = "Brain MRI"
-    source = (
-        "https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection and "
-        "https://www.kaggle.com/sartajbhuvaji/brain-tumor-classification-mri"
-    )
-    licence = "not established; see both pages"
+    source = "https://www.kaggle.com/sartajbhuvaji/brain-tumor-classification-mri"
+    licence = "not established; see the page"
     citation = (
         "Zhou et al., Proxy-bridged image reconstruction network for anomaly detection in medical images, TMI 2022"
     )
     protocol = (
-        "ProxyAno section IV-A has 500 normals to train, 500 normals and 500 abnormals to test, and leaves the split "
+        "ProxyAno section IV-B has 500 normals to train, 500 normals and 500 abnormals to test, and leaves the split "
         "open: drawn by seed 0 from pictures that differ (copies are dropped; near-copies are not found). Half of the "
         "normals train, up to 500; of the others up to 500 test, and up to 500 abnormals. Patients are not known, and "
         "the sources mix modalities and planes between the classes."
     )
     by_hand = (
-        "Fetch one or both of the Kaggle sets ahmedhamada0/brain-tumor-detection (folders yes and no) and "
-        "sartajbhuvaji/brain-tumor-classification-mri (folders Training and Testing), unpack them below one folder."
+        "Fetch the Kaggle set sartajbhuvaji/brain-tumor-classification-mri (folders Training and Testing), another with "
+        "folders yes and no, or both (see the pages for their licences), and unpack them below one folder."
     )
     most: ClassVar[int] = 500
     seed: ClassVar[int] = 0

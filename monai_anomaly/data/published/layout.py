@@ -93,7 +93,7 @@ def read_picture(path: Path) -> np.ndarray:
     from monai_anomaly.transforms.load import read_voxels
 
     array = read_voxels(path).array[..., 0]
-    if array.dtype == np.int32 and array.size and 0 <= array.min() and array.max() <= np.iinfo(np.uint16).max:
+    if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
         array = array.astype(np.uint16)  # how Pillow gives some 16-bit files
     if array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3):
         problem = f"holds {array.shape[0]} channel(s) of {array.dtype}"
@@ -116,8 +116,7 @@ def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
     """
     array = read_picture(path)
     threshold = np.iinfo(array.dtype).max // 2 if path.suffix.lower() in _LOSSY else 0
-    mask = array > threshold
-    mask = mask if mask.ndim == 2 else mask.any(axis=-1)
+    mask = array > threshold if array.ndim == 2 else np.asarray((array > threshold).any(axis=-1))
     if picture is not None and (size := _size(picture)) != mask.shape:
         raise InputError(path, f"the mask has size {mask.shape} and its picture {picture} {size}", "Fetch both again.")
     return mask

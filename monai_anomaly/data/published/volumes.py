@@ -175,10 +175,10 @@ class PublishedCohort(ABC):
         return self._one(folder, self.outline, "outline of lesions")
 
     def _one(self, folder: Path, pattern: str, what: str) -> Path:
-        """The one NIfTI file of a case whose name, without that of the case, fits."""
+        """The one NIfTI file of a case whose name, without that of the case, fits; those right in its folder first."""
         from monai_anomaly.transforms.load import NIFTI_SUFFIXES, scan_suffix
 
-        found = []
+        found: list[Path] = []
         for path in sorted(folder.rglob("*")):
             suffix = scan_suffix(path)
             if path.name.startswith(".") or suffix.lower() not in NIFTI_SUFFIXES or not path.is_file():
@@ -186,6 +186,8 @@ class PublishedCohort(ABC):
             stem = path.name.removesuffix(suffix).removeprefix(folder.name).lstrip("_-").lower()
             if re.fullmatch(pattern, stem):
                 found.append(path)
+        highest = min((len(path.parts) for path in found), default=0)
+        found = [path for path in found if len(path.parts) == highest]
         if len(found) != 1:
             problem = f"has {len(found) or 'no'} {what}" + (f" ({', '.join(p.name for p in found)})" if found else "")
             raise InputError(folder, problem, "Fetch the case again." if not found else "Leave one of them.")
@@ -203,14 +205,14 @@ class BraTSCohort(PublishedCohort):
     source = "https://www.synapse.org/brats"
     licence = "the data use terms of the challenge, accepted at registration"
     citation = (
-        "Menze et al., The multimodal brain tumor image segmentation benchmark (BRATS), IEEE TMI 2015; Baid et al., The "
-        "RSNA-ASNR-MICCAI BraTS 2021 benchmark, arXiv:2107.02314"
+        "Menze et al., The multimodal brain tumor image segmentation benchmark (BRATS), IEEE TMI 2015; Baid et al., "
+        "The RSNA-ASNR-MICCAI BraTS 2021 benchmark, arXiv:2107.02314"
     )
     by_hand = (
         "Register at https://www.synapse.org/brats, accept the data use terms, fetch a training set, unpack it, and "
         "name the folder of its cases."
     )
-    cases = r"(BraTS2021_[0-9]+|BraTS\d*_\w*?_?[0-9]+|BraTS-[A-Z]+-[0-9]+|[Bb]rats_\w+?_pat[0-9]+)(?:[-_][0-9]+)?"
+    cases = r"(BraTS\d*_\w*?_?[0-9]+|BraTS-[A-Z]+-[0-9]+|[Bb]rats_\w+?_pat[0-9]+)(?:[-_][0-9]+)?"
     modalities: ClassVar[dict[str, tuple[str, ...]]] = {
         "flair": ("flair", "t2f"),
         "t1": ("t1", "t1n"),
@@ -227,14 +229,14 @@ class MSLUBCohort(PublishedCohort):
     key = "mslub"
     title = "MSLUB"
     source = "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/"
-    licence = "CC BY 4.0"
+    licence = "CC BY"
     citation = (
         "Lesjak et al., A novel public MR image dataset of multiple sclerosis patients with lesion segmentations based "
         "on multi-rater consensus, Neuroinformatics 2018"
     )
     by_hand = (
         "Fetch the cross-sectional set from https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/ or "
-        "https://github.com/muschellij2/open_ms_data (CC BY 4.0), and name one of its folders of patients (raw, "
+        "https://github.com/muschellij2/open_ms_data (CC BY), and name one of its folders of patients (raw, "
         "coregistered or MNI). Outlines are on the grid of FLAIR: for another modality take a folder in which it is "
         "laid on that."
     )
