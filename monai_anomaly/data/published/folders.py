@@ -272,8 +272,8 @@ class BrainMRI(PublishedSet):
     """Brain MRI pictures from the web, without and with tumours.
 
     ProxyAno joins two sources: one is the set of the four classes, in folders ``Training`` and ``Testing`` of
-    ``no_tumor``, ``glioma_tumor``, ``meningioma_tumor`` and ``pituitary_tumor``; of the other it names an article alone.
-    Sets in folders ``yes`` and ``no`` are read beside it, or without it.
+    ``no_tumor``, ``glioma_tumor``, ``meningioma_tumor`` and ``pituitary_tumor``; of the other it names
+    an article alone. Sets in folders ``yes`` and ``no`` are read beside it, or without it.
     """
 
     key = "brain_mri"
@@ -290,8 +290,8 @@ class BrainMRI(PublishedSet):
         "the sources mix modalities and planes between the classes."
     )
     by_hand = (
-        "Fetch the Kaggle set sartajbhuvaji/brain-tumor-classification-mri (folders Training and Testing), another with "
-        "folders yes and no, or both (see the pages for their licences), and unpack them below one folder."
+        "Fetch the Kaggle set sartajbhuvaji/brain-tumor-classification-mri (folders Training and Testing), another "
+        "with folders yes and no, or both (see the pages for their licences), and unpack them below one folder."
     )
     most: ClassVar[int] = 500
     seed: ClassVar[int] = 0

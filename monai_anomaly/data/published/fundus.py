@@ -59,8 +59,8 @@ class IDRiD(PublishedSet):
     protocol = (
         "ProxyAno section IV-D: patches of the photographs of grade 0 in the training part of B. Disease Grading (134) "
         "train, patches of the photographs with outlines in A. Segmentation test. The paper has 69 of these, the set "
-        "81 (54 and 27), of which none is normal: all 81 test. A patch is abnormal where a lesion (of the problem's kind) "
-        "is outlined in it; patches with lesions of other kinds alone are left out."
+        "81 (54 and 27), of which none is normal: all 81 test. A patch is abnormal where a lesion (of the problem's "
+        "kind) is outlined in it; patches with lesions of other kinds alone are left out."
     )
     by_hand = (
         "Fetch A. Segmentation.zip and B. Disease Grading.zip from "
