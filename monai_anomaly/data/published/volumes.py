@@ -1,0 +1,251 @@
+"""Cohorts of volumes with lesions, as datalists: volumes run through the bundles.
+
+The published scans all have, or may have, lesions, so they are test items alone. What trains and calibrates, and the
+normals of the test, come from a folder of scans of normals that the user names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC
+from pathlib import Path
+from typing import Any, ClassVar
+
+from monai_anomaly.exceptions import InputError
+
+from .layout import natural_key
+
+__all__ = ["BraTSCohort", "MSLUBCohort", "PublishedCohort"]
+
+
+class PublishedCohort(ABC):
+    """Volumes in the layout in which they are published: one folder for each case.
+
+    Args:
+        root: the folder of the cases, or one that holds nothing but it.
+        modality: which of the scans of a case, by any of its names (``"t2"`` or ``"t2w"``).
+
+    Raises:
+        InputError: if the folder or its cases are missing, or there is no such modality.
+    """
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    citation: ClassVar[str]
+    protocol: ClassVar[str] = (
+        "All cases test, of label 1 where their outline marks any voxel; a folder of normals, divided by patient, "
+        "trains, calibrates and tests beside them."
+    )
+    by_hand: ClassVar[str]
+    cases: ClassVar[str]  # regular expression of a case's folder name; its first group is the patient
+    modalities: ClassVar[dict[str, tuple[str, ...]]]  # the names of each in file names; the first is the main one
+    outline: ClassVar[str]  # regular expression of the outline's name, without the case's name and the suffix
+    published: ClassVar[tuple[int, ...]]  # cases of the published versions
+
+    def __init__(self, root: str | Path, modality: str = "flair") -> None:
+        self.root = Path(os.path.abspath(root))
+        if not self.root.is_dir():
+            raise InputError(self.root, f"no folder with {self.title}", self.by_hand)
+        known = [name for name, spellings in self.modalities.items() if modality.lower() in (name, *spellings)]
+        if not known:
+            names = ", ".join(self.modalities)
+            raise InputError("modality", f"{self.title} has no {modality!r}", f"Choose one of {names}.")
+        self.modality = known[0]
+        self.folders = self._cases()
+
+    def check(self) -> list[str]:
+        """Look over the cohort: the number of cases, and whether each has its scan and its outline.
+
+        Returns:
+            What differs from the published cohort but can be worked with, one line each.
+
+        Raises:
+            InputError: for what cannot.
+        """
+        for folder in self.folders:
+            self._scan(folder)
+            self._outline(folder)
+        if len(self.folders) not in self.published:
+            versions = " or ".join(map(str, self.published))
+            return [f"{self.root}: {len(self.folders)} cases, published are {versions}"]
+        return []
+
+    def test_items(self) -> list[dict[str, Any]]:
+        """The cases as items of a datalist: ``case``, ``image``, ``patient``, ``label`` and, for lesions, ``mask``.
+
+        Raises:
+            InputError: if a scan or outline is missing, there are several, or an outline cannot be read.
+        """
+        from monai_anomaly.transforms.load import read_voxels
+
+        items = []
+        for folder in self.folders:
+            image, outline = self._scan(folder), self._outline(folder)
+            lesion = bool((read_voxels(outline).array > 0).any())
+            match = re.fullmatch(self.cases, folder.name)
+            assert match is not None
+            item: dict[str, Any] = {
+                "case": folder.name,
+                "image": str(image),
+                "patient": match[1],
+                "label": int(lesion),
+            }
+            if lesion:
+                item["mask"] = str(outline)
+            items.append(item)
+        return items
+
+    def write_datalist(
+        self,
+        output: str | Path,
+        normals: str | Path | None = None,
+        *,
+        patient_regex: str | None = None,
+        calibration_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Write the datalist of the cohort, for :func:`monai_anomaly.data.load_cohort` and the bundles.
+
+        Args:
+            output: the JSON file to write; one that exists is replaced.
+            normals: folder of scans of normals, of the same modality and prepared alike; None for a datalist that only
+                tests, with a detector trained elsewhere.
+            patient_regex: of the normals, as in :func:`monai_anomaly.data.load_cohort`.
+            calibration_fraction: share of the normals' patients who are not in the test that calibrate.
+            test_fraction: share of the normals' patients who test.
+            seed: chooses the patients.
+
+        Returns:
+            What was written: ``name`` and the sections ``training``, ``calibration`` and ``test``.
+
+        Raises:
+            InputError: as :meth:`test_items` and :func:`monai_anomaly.data.write_datalist`, or if patients or images of
+                the normals are those of the cohort.
+        """
+        from monai_anomaly.data.cohort import load_cohort, write_datalist
+        from monai_anomaly.writers.tables import write_json
+
+        output = Path(os.path.abspath(output))
+        items = self.test_items()
+        datalist: dict[str, Any] = {"training": [], "calibration": [], "test": []}
+        if normals is not None:
+            datalist = write_datalist(
+                normals,
+                output,
+                patient_regex=patient_regex,
+                calibration_fraction=calibration_fraction,
+                test_fraction=test_fraction,
+                seed=seed,
+            )
+        for item in items:
+            paths = {key: Path(os.path.relpath(item[key], output.parent)).as_posix() for key in item.keys() & _PATHS}
+            datalist["test"].append({**item, **paths})
+        datalist["name"] = self.key
+        write_json(output, datalist)
+        try:
+            load_cohort(output)
+        except InputError:
+            output.unlink()
+            raise
+        return datalist
+
+    def _cases(self) -> list[Path]:
+        folder = self.root
+        while True:
+            inner = sorted(
+                (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+                key=lambda path: natural_key(path.name),
+            )
+            found = [path for path in inner if re.fullmatch(self.cases, path.name)]
+            if found:
+                return found
+            if len(inner) != 1:
+                raise InputError(self.root, f"holds no case of {self.title}", self.by_hand)
+            folder = inner[0]
+
+    def _scan(self, folder: Path) -> Path:
+        names = "|".join(map(re.escape, self.modalities[self.modality]))
+        return self._one(folder, rf"({names})(_.*)?", f"scan of modality {self.modality}")
+
+    def _outline(self, folder: Path) -> Path:
+        return self._one(folder, self.outline, "outline of lesions")
+
+    def _one(self, folder: Path, pattern: str, what: str) -> Path:
+        """The one NIfTI file of a case whose name, without that of the case, fits; those right in its folder first."""
+        from monai_anomaly.transforms.load import NIFTI_SUFFIXES, scan_suffix
+
+        found: list[Path] = []
+        for path in sorted(folder.rglob("*")):
+            suffix = scan_suffix(path)
+            if path.name.startswith(".") or suffix.lower() not in NIFTI_SUFFIXES or not path.is_file():
+                continue
+            stem = path.name.removesuffix(suffix).removeprefix(folder.name).lstrip("_-").lower()
+            if re.fullmatch(pattern, stem):
+                found.append(path)
+        highest = min((len(path.parts) for path in found), default=0)
+        found = [path for path in found if len(path.parts) == highest]
+        if len(found) != 1:
+            problem = f"has {len(found) or 'no'} {what}" + (f" ({', '.join(p.name for p in found)})" if found else "")
+            raise InputError(folder, problem, "Fetch the case again." if not found else "Leave one of them.")
+        return found[0]
+
+
+_PATHS = {"image", "mask"}
+
+
+class BraTSCohort(PublishedCohort):
+    """BraTS: gliomas in four modalities, of 2013 to 2023 and after; all its cases have a tumour."""
+
+    key = "brats"
+    title = "BraTS"
+    source = "https://www.synapse.org/brats"
+    licence = "the data use terms of the challenge, accepted at registration"
+    citation = (
+        "Menze et al., The multimodal brain tumor image segmentation benchmark (BRATS), IEEE TMI 2015; Baid et al., "
+        "The RSNA-ASNR-MICCAI BraTS 2021 benchmark, arXiv:2107.02314"
+    )
+    by_hand = (
+        "Register at https://www.synapse.org/brats, accept the data use terms, fetch a training set, unpack it, and "
+        "name the folder of its cases."
+    )
+    cases = r"(BraTS\d*_\w*?_?[0-9]+|BraTS-[A-Z]+-[0-9]+|[Bb]rats_\w+?_pat[0-9]+)(?:[-_][0-9]+)?"
+    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
+        "flair": ("flair", "t2f"),
+        "t1": ("t1", "t1n"),
+        "t1ce": ("t1ce", "t1c", "t1gd"),
+        "t2": ("t2", "t2w"),
+    }
+    outline = r"seg|otmulticlass"
+    published = (335, 369, 1251)
+
+
+class MSLUBCohort(PublishedCohort):
+    """The Ljubljana cohort: 30 patients with multiple sclerosis, lesions outlined by consensus of three readers."""
+
+    key = "mslub"
+    title = "MSLUB"
+    source = "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/"
+    licence = "CC BY"
+    citation = (
+        "Lesjak et al., A novel public MR image dataset of multiple sclerosis patients with lesion segmentations based "
+        "on multi-rater consensus, Neuroinformatics 2018"
+    )
+    by_hand = (
+        "Fetch the cross-sectional set from https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/ or "
+        "https://github.com/muschellij2/open_ms_data (CC BY), and name one of its folders of patients (raw, "
+        "coregistered or MNI). Outlines are on the grid of FLAIR: for another modality take a folder in which it is "
+        "laid on that."
+    )
+    cases = r"(?:[A-Za-z]+_)?(patient[0-9]+)"
+    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
+        "flair": ("flair",),
+        "t1": ("t1w", "t1"),
+        "t1ce": ("t1wks", "t1post"),
+        "t2": ("t2w", "t2"),
+    }
+    outline = r"consensus_gt|gold_standard(_.*)?"
+    published = (30,)
