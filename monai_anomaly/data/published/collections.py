@@ -11,7 +11,8 @@ from typing import ClassVar
 from monai_anomaly.exceptions import InputError
 
 from .base import Pictures, Problem, PublishedSet, RemoteFile
-from .layout import files_by_stem, find_folder, folder_pictures, natural_key, one_class_problem, picture_files
+from .layout import files_by_stem, find_folder, folder_pictures, one_class_problem
+from .picture_files import list_pictures, natural_key
 
 __all__ = ["BMAD", "MedIAnomaly"]
 
@@ -110,7 +111,7 @@ class BMAD(PublishedSet):
         side = find_folder(folder, *sides)
         if side is None:
             raise self.missing(folder / sides[0])
-        files = picture_files(side / "img" if (side / "img").is_dir() else side)
+        files = list_pictures(side / "img" if (side / "img").is_dir() else side)
         if not files:
             raise InputError(side, "holds no picture", self.how_to_get())
         return files
@@ -314,7 +315,7 @@ class MedIAnomaly(PublishedSet):
         folder = self.root / name / side
         if not folder.is_dir():
             raise self.missing(folder)
-        files = picture_files(folder)
+        files = list_pictures(folder)
         if not files:
             raise InputError(folder, "holds no picture", self.how_to_get())
         return files

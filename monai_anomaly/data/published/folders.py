@@ -13,7 +13,8 @@ from monai_anomaly.data.content import shown_digest
 from monai_anomaly.exceptions import InputError
 
 from .base import Pictures, Problem, PublishedSet
-from .layout import PICTURE_SUFFIXES, find_folder, folder_pictures, one_class_problem, picture_files
+from .layout import find_folder, folder_pictures, one_class_problem
+from .picture_files import PICTURE_SUFFIXES, list_pictures
 
 __all__ = ["OCT2017", "BrainMRI", "ChestXray", "Endosome", "FolderSet"]
 
@@ -167,7 +168,7 @@ class _ClassFolders(PublishedSet):
         notes = super().check()
         self.problem("all")
         for folder, published in self.counts.items():
-            found = len(picture_files(self.root / folder))
+            found = len(list_pictures(self.root / folder))
             if found not in published:
                 versions = " or ".join(map(str, published))
                 notes.append(f"{self.root / folder}: {found} pictures, published are {versions}")
@@ -183,7 +184,7 @@ class _ClassFolders(PublishedSet):
             folder = self.root / side / kind
             if not folder.is_dir():
                 raise self.missing(folder)
-            found = picture_files(folder)
+            found = list_pictures(folder)
             if not found:
                 raise InputError(folder, "holds no picture", self.how_to_get())
             files += found
@@ -357,7 +358,7 @@ class BrainMRI(PublishedSet):
         for folder in folders:
             kind = self._kind(folder)
             assert kind is not None
-            for file in picture_files(folder):
+            for file in list_pictures(folder):
                 count += 1
                 other = first.setdefault(shown_digest(file), (file, kind))
                 if (other[1] == "normal") != (kind == "normal"):

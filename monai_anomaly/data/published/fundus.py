@@ -12,7 +12,8 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 
 from .base import Pictures, Problem, PublishedSet
-from .layout import files_by_stem, find_folder, one_class_problem, read_mask, read_picture
+from .layout import files_by_stem, find_folder, one_class_problem
+from .picture_files import read_mask, read_picture
 
 __all__ = ["IDRiD", "patch_borders"]
 

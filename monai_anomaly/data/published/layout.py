@@ -1,8 +1,7 @@
-"""What readers of picture folders share: natural order, reading pictures and masks, patients on one side alone."""
+"""What readers of picture folders share: pictures in files, and patients on one side alone."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,45 +12,15 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 
 from .base import Pictures, Problem
+from .picture_files import list_pictures, picture_size, read_mask, read_picture
 
 __all__ = [
     "files_by_stem",
     "find_folder",
     "folder_pictures",
-    "natural_key",
     "one_class_problem",
-    "picture_files",
-    "read_mask",
-    "read_picture",
     "without_groups",
 ]
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_LOSSY = (".jpg", ".jpeg")
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts names with numbers as one reads them: ``2.png`` before ``10.png``.
-
-    Args:
-        name: of a file or folder.
-    """
-    parts = re.split(r"([0-9]+)", name)
-    return (*((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts), (0, 0, name))
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures right in a folder, in natural order; hidden files are passed over.
-
-    Args:
-        folder: one that exists.
-    """
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def find_folder(root: Path, *candidates: str) -> Path | None:
@@ -71,66 +40,11 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
         InputError: if two have the same.
     """
     found: dict[str, Path] = {}
-    for path in picture_files(folder):
+    for path in list_pictures(folder):
         if path.stem in found:
             raise InputError(path, f"has the same stem as {found[path.stem].name}", "Leave one of them.")
         found[path.stem] = path
     return found
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A picture as it is published.
-
-    Args:
-        path: of a picture file.
-
-    Returns:
-        (H, W), or (H, W, 3) for colour, uint8 or uint16.
-
-    Raises:
-        InputError: if it cannot be read or has other numbers.
-    """
-    from monai_anomaly.transforms.load import read_voxels
-
-    array = read_voxels(path).array[..., 0]
-    if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
-        array = array.astype(np.uint16)  # how Pillow gives some 16-bit files
-    if array.dtype not in (np.uint8, np.uint16) or array.shape[0] not in (1, 3):
-        problem = f"holds {array.shape[0]} channel(s) of {array.dtype}"
-        raise InputError(path, problem, "Gray and colour pictures of 8 or 16 bits are read.")
-    return array[0] if array.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
-
-
-def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
-    """Where a mask picture marks something.
-
-    Args:
-        path: of the mask. Any value above 0 marks; in JPEG files, whose compression blurs, those above half the range.
-        picture: whose mask it is, which must be as large.
-
-    Returns:
-        (H, W), bool.
-
-    Raises:
-        InputError: if it cannot be read or is of another size.
-    """
-    array = read_picture(path)
-    threshold = np.iinfo(array.dtype).max // 2 if path.suffix.lower() in _LOSSY else 0
-    mask = array > threshold if array.ndim == 2 else np.asarray((array > threshold).any(axis=-1))
-    if picture is not None and (size := _size(picture)) != mask.shape:
-        raise InputError(path, f"the mask has size {mask.shape} and its picture {picture} {size}", "Fetch both again.")
-    return mask
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Rows and columns, from the header."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError) as error:
-        raise InputError(path, f"cannot be read as a picture ({error})", "Copy or fetch the file again.") from error
 
 
 def folder_pictures(
@@ -171,7 +85,7 @@ def folder_pictures(
 
 def _mask_of(files: list[Path], masks: list[Path | None], index: int) -> np.ndarray:
     mask = masks[index]
-    return np.zeros(_size(files[index]), dtype=bool) if mask is None else read_mask(mask, files[index])
+    return np.zeros(picture_size(files[index]), dtype=bool) if mask is None else read_mask(mask, files[index])
 
 
 def without_groups(pictures: Pictures, groups: Iterable[str]) -> tuple[Pictures, int]:

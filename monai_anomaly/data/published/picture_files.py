@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,20 +10,35 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["list_pictures", "picture_reader", "read_mask", "read_picture"]
+__all__ = ["list_pictures", "natural_key", "picture_reader", "picture_size", "read_mask", "read_picture"]
 
-_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
+# Whose compression blurs.
+_LOSSY = frozenset({".jpeg", ".jpg"})
 # How Pillow's modes are read: palettes and alpha are not intensities.
 _CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 
 
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts names with numbers as one reads them: ``2.png`` before ``10.png``.
+
+    Args:
+        name: of a file or folder.
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return (*((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts), (0, 0, name))
+
+
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder (not of those below it), by name; empty where there is no such folder."""
+    """The pictures of a folder (not of those below it), in natural order; empty where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".")
-    )
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def read_picture(path: Path, colour: bool = False) -> np.ndarray:
@@ -36,7 +52,7 @@ def read_picture(path: Path, colour: bool = False) -> np.ndarray:
         shape (H, W) or (H, W, 3), uint8, or uint16 for 16-bit gray.
 
     Raises:
-        InputError: if it is missing or broken.
+        InputError: if it is missing, broken, or holds other numbers.
     """
     from PIL import Image
 
@@ -47,8 +63,10 @@ def read_picture(path: Path, colour: bool = False) -> np.ndarray:
     # Pillow answers some broken PNG chunks with SyntaxError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"cannot be read as a picture ({error})", "Copy or fetch the file again.") from error
-    if array.dtype == np.int32:  # Pillow's mode I, as some versions open 16-bit PNG
+    if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
         array = array.astype(np.uint16)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise InputError(path, f"holds {array.dtype}", "Gray and colour pictures of 8 or 16 bits are read.")
     return array
 
 
@@ -57,12 +75,27 @@ def picture_reader(paths: Sequence[Path], colour: bool = False) -> Callable[[int
     return lambda index: read_picture(paths[index], colour)
 
 
-def read_mask(path: Path, picture: Path) -> np.ndarray:
+def picture_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a picture, from its header.
+
+    Raises:
+        InputError: if it is missing or broken.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError) as error:
+        raise InputError(path, f"cannot be read as a picture ({error})", "Copy or fetch the file again.") from error
+
+
+def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
     """The marked pixels of a mask file.
 
     Args:
-        path: of the mask; every value but 0 marks.
-        picture: what it is of.
+        path: of the mask. Any value above 0 marks; in JPEG files, whose compression blurs, those above half the range.
+        picture: what it is of, which must be as large; None: not checked.
 
     Returns:
         shape (H, W), bool.
@@ -70,13 +103,11 @@ def read_mask(path: Path, picture: Path) -> np.ndarray:
     Raises:
         InputError: if it is missing or broken, or not of the picture's size.
     """
-    from PIL import Image
-
     values = read_picture(path)
-    marked = np.any(values > 0, axis=-1) if values.ndim == 3 else values > 0
-    with Image.open(picture) as opened:
-        size = opened.size[::-1]
-    if marked.shape != size:
+    marked = values > (np.iinfo(values.dtype).max // 2 if path.suffix.lower() in _LOSSY else 0)
+    if marked.ndim == 3:
+        marked = np.asarray(marked.any(axis=-1))
+    if picture is not None and marked.shape != (size := picture_size(picture)):
         shapes = f"{marked.shape[0]} x {marked.shape[1]} pixels, its picture {size[0]} x {size[1]}"
-        raise InputError(path, f"has {shapes} (rows x columns)", f"It belongs to {picture}; resize both or neither.")
+        raise InputError(path, f"has {shapes} (rows x columns)", f"It belongs to {picture}; fetch both again.")
     return marked

@@ -18,7 +18,8 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 
 from .base import Pictures, Problem, PublishedSet
-from .layout import files_by_stem, find_folder, folder_pictures, natural_key, picture_files, read_mask, read_picture
+from .layout import files_by_stem, find_folder, folder_pictures
+from .picture_files import list_pictures, natural_key, read_mask, read_picture
 
 __all__ = ["Avenue", "Ped2", "ShanghaiTech", "VideoSet"]
 
@@ -102,7 +103,7 @@ class VideoSet(PublishedSet):
         return [self._clip(path) for path in found]
 
     def _clip(self, folder: Path) -> Clip:
-        frames = picture_files(folder)
+        frames = list_pictures(folder)
         if not frames:
             raise InputError(folder, "holds no frame", "Fetch or extract the clip again.")
         numbers = []

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from monai_anomaly.exceptions import InputError
 
-from .layout import natural_key
+from .picture_files import natural_key
 
 __all__ = ["BraTSCohort", "MSLUBCohort", "PublishedCohort"]
 
