@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .calibration import calibrate, fit_slice_statistics
 from .daad import DAADTrainer
 from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
@@ -10,7 +11,8 @@ from .ensemble import load_members
 from .evaluation import EvaluationRecorder, load_baselines
 from .ganomaly import GANomalyTrainer
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
-from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
+from .inference import CohortEvaluator
+from .inferer import StackInferer, scan_loader
 from .itae import HalvingLR, ITAETrainer
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
 from .reconstruction import ReconstructionTrainer

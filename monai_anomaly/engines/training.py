@@ -18,8 +18,10 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
 
+from .calibration import calibrate, fit_slice_statistics
 from .detector_files import save_detector
-from .inference import StackInferer, calibrate, fit_slice_statistics, raise_for_failures
+from .inference import raise_for_failures
+from .inferer import StackInferer
 from .selection import selection_named
 from .stages import StageTrainer, first_process, train_stages
 from .training_data import ImageBatches, TrainingData
