@@ -58,7 +58,7 @@ def write_datalist(path: Path, cohort: Path, calibration: int | None = None) -> 
 
 
 def test_training_writes_a_detector_and_its_curves(trained: Path) -> None:
-    assert {p.name for p in (trained / "models").iterdir()} == {"model.pt", "detector.json"}
+    assert {p.name for p in (trained / "models").iterdir()} == {"model.pt", "detector.json", "baselines"}
     rows = table(trained / "training" / "losses.csv")
     assert [(row["stage"], row["epoch"]) for row in rows] == [("proxy extraction", "1"), ("image reconstruction", "1")]
     assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)

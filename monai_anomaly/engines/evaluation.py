@@ -23,32 +23,17 @@ from monai_anomaly.metrics import (
     lesion_table,
     patient_level,
 )
-from monai_anomaly.networks import AnomalyDetector, IntensityThreshold
-
-from .detector_files import load_detector
+from monai_anomaly.networks import AnomalyDetector
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
     from monai_anomaly.writers.evaluation import Curve, Estimate, Evaluation
 
-__all__ = ["EvaluationRecorder", "load_baselines"]
+__all__ = ["EvaluationRecorder"]
 
 _IMAGE = {"auroc": "AUROC", "ap": "AP", "sensitivity_at_specificity": "sensitivity at 95 % specificity"}
 _PIXEL = {"auroc": "AUROC", "ap": "AP", "aupro": "AUPRO", "best_dice": "best Dice"}
-
-
-def load_baselines(model_dir: str | Path) -> dict[str, AnomalyDetector]:
-    """What every detector has to beat, for the scans that one takes.
-
-    Args:
-        model_dir: its folder ``models``.
-
-    Returns:
-        By name the intensity threshold, in eval mode.
-    """
-    network = load_detector(model_dir).network
-    return {"intensity threshold": IntensityThreshold(network.spatial_dims, network.in_channels).eval()}
 
 
 class EvaluationRecorder:
