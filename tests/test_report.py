@@ -416,7 +416,9 @@ def test_a_finding_on_confounds_stands_beside_the_methods(tmp_path: Path) -> Non
     assert (first.warning, first.verdict) == (True, "Scans (image level): The brightness says it all.")
     assert not any("picture statistic alone" in each.verdict for each in comparison_statements(given))
     text = " ".join(page_of(tmp_path, given).text.split())
-    table = text[text.index("Figures Below each") if "Figures Below each" in text else text.index("No intervals were") :]
+    table = text[
+        text.index("Figures Below each") if "Figures Below each" in text else text.index("No intervals were") :
+    ]
     assert table.index("brightness") < table.index("Warning. The brightness says it all.")
     assert "No interval of anything: it was late." in table
 

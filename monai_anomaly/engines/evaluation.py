@@ -34,10 +34,10 @@ from .report_contents import (
     drift_checks,
     froc_curves,
     group_tables,
-    interval_notes,
     lesion_floor,
     lesion_tables,
     lesion_thresholds,
+    level_notes,
     metric_columns,
     scan_curves,
     table_figures,
@@ -327,7 +327,8 @@ class EvaluationRecorder:
         ]
         for row in metrics["confounds"]["rows"]:
             value = Estimate(row["auroc"], row["low"], row["high"], row["reason"] if row["auroc"] is None else "")
-            detectors.append(DetectorFigures(row["statistic"], "picture statistic", {"image": {"auroc": value}}))
+            name = row["statistic"].replace("_", " ")
+            detectors.append(DetectorFigures(name, "picture statistic", {"image": {"auroc": value}}))
         shares = {level: metrics[level]["prevalence"] for level in ("image", "patient", "pixel")}
         scores = {self.name: [row["anomaly_score"] for row in rows], **self.scores}
         return {
@@ -339,7 +340,7 @@ class EvaluationRecorder:
             "prevalence": {level: share for level, share in shares.items() if share is not None},
             "tables": lesion_tables(metrics, self.name, self.alpha) + group_tables(metrics["by_group"], self.name),
             "confounds": Confounds(metrics["confounds"]["sentence"], metrics["confounds"]["separates"]),
-            "notes": interval_notes(columns, intervals[self.name]),
+            "notes": level_notes(columns, intervals[self.name]),
         }
 
     def write(

@@ -20,10 +20,10 @@ __all__ = [
     "drift_checks",
     "froc_curves",
     "group_tables",
-    "interval_notes",
     "lesion_floor",
     "lesion_tables",
     "lesion_thresholds",
+    "level_notes",
     "metric_columns",
     "scan_curves",
     "table_figures",
@@ -44,12 +44,12 @@ _LESION = {
     "false_lesions_per_scan": "false lesions per scan",
     "froc_score": "FROC score",
 }
-# Facts of ``drift_report`` that make one line of the report, with the unit of each.
-_DRIFT_LINES: tuple[tuple[str, dict[str, str], str], ...] = (
-    ("intensity", {"mean": "intensity_mean", "spread": "intensity_spread"}, ""),
-    ("spacing", {"R": "spacing_r", "A": "spacing_a", "S": "spacing_s"}, " mm"),
-    ("field of view", {"R": "extent_r", "A": "extent_a", "S": "extent_s"}, " mm"),
-    ("foreground", {"share of voxels": "foreground_share"}, ""),
+# Facts of ``drift_report`` that make one line of the report.
+_DRIFT_LINES: tuple[tuple[str, dict[str, str]], ...] = (
+    ("intensity", {"mean": "intensity_mean", "spread": "intensity_spread"}),
+    ("spacing (mm; pictures: pixels)", {"R": "spacing_r", "A": "spacing_a", "S": "spacing_s"}),
+    ("field of view (mm; pictures: pixels)", {"R": "extent_r", "A": "extent_a", "S": "extent_s"}),
+    ("foreground (share of voxels)", {"": "foreground_share"}),
 )
 
 
@@ -120,10 +120,11 @@ def metric_columns(
         ]
         if score_threshold is not None:
             columns += [MetricColumn(level, key, label, note=decided) for key, label in _DECISIONS.items()]
-    gap = "mean score of abnormal less that of normal scans; "
-    notes = {"gap": f"{gap}in the unit of the scores, hence not to be compared between detectors", "gap_in_sd": ""}
-    notes["gap_in_sd"] = f"{gap}in standard deviations of the normal scans' scores"
-    columns += [MetricColumn("image", key, label, note=notes[key]) for key, label in _GAPS.items()]
+    gap = (
+        "mean score of abnormal less that of normal scans, in the unit of the scores, which detectors do not share, and "
+        "in standard deviations of the normal scans' scores"
+    )
+    columns += [MetricColumn("image", key, label, note=gap) for key, label in _GAPS.items()]
 
     pixel = metrics["pixel"]
     rate = f"{100 * pixel['fpr']:g} % voxel FPR"
@@ -138,11 +139,11 @@ def metric_columns(
     for name in thresholds:
         columns += [
             MetricColumn("pixel", f"dice/{name}", f"Dice, {_rule(name)}", note=decided),
-            MetricColumn("pixel", f"sensitivity/{name}", f"sensitivity, {_rule(name)}"),
+            MetricColumn("pixel", f"sensitivity/{name}", f"sensitivity, {_rule(name)}", note=decided),
         ]
     columns += [
         MetricColumn("pixel", "dice_at_fpr", f"Dice at {rate}", note=read_off),
-        MetricColumn("pixel", "sensitivity_at_fpr", f"sensitivity at {rate}"),
+        MetricColumn("pixel", "sensitivity_at_fpr", f"sensitivity at {rate}", note=read_off),
         MetricColumn("pixel", "best_dice", "best Dice (oracle)", note=oracle),
     ]
     for kind, found in metrics["lesion"].items():
@@ -150,7 +151,10 @@ def metric_columns(
         for key, label in _LESION.items():
             if key != "froc_score" and "family" not in found["at"]:
                 continue
-            note = "" if key == "froc_score" else f"by the {_rule('family')}; a lesion is found if a voxel of it is"
+            note = (
+                f"at the {_rule('family')}; a lesion is found where a voxel of it lies above, and false where it "
+                + ("touches no true one")
+            )
             if key == "froc_score":
                 note = "mean share of lesions found at 1/4, 1/2, 1, 2, 4 and 8 false lesions per scan"
             higher = key != "false_lesions_per_scan"
@@ -208,8 +212,8 @@ def _figure(level: str, key: str, found: Mapping[str, Any]) -> tuple[float | Non
     return part[key], part["undefined"].get(key, "")
 
 
-def interval_notes(columns: Sequence[MetricColumn], intervals: Mapping[str, Mapping[str, Any]]) -> dict[Any, list[str]]:
-    """Level by level, which figures of the method have no interval, and why.
+def level_notes(columns: Sequence[MetricColumn], intervals: Mapping[str, Mapping[str, Any]]) -> dict[Any, list[str]]:
+    """Level by level, which figures of the method have no interval, and why, and where the curve of lesions begins.
 
     Args:
         columns: of ``metric_columns``.
@@ -218,7 +222,11 @@ def interval_notes(columns: Sequence[MetricColumn], intervals: Mapping[str, Mapp
     notes: dict[Any, list[str]] = {}
     for level in dict.fromkeys(column.level for column in columns):
         if level == "lesion":
-            notes[level] = ["No intervals: lesions are pooled over scans, not kept by patient."]
+            notes[level] = [
+                "No intervals: lesions are pooled over scans, not kept by patient.",
+                "The FROC curve begins at the lowest of the family-wise thresholds below and the voxel-wise one at "
+                f"{min(_VOXEL_RATES):g}; further down, candidates run into one another.",
+            ]
             continue
         reasons: dict[str, list[str]] = {}
         bounds = intervals.get(level, {})
@@ -254,8 +262,8 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
                 for size in sizes
             ]
             false = _estimate(at["false_lesions_per_scan"], found["undefined"].get("false_lesions_per_scan", ""))
-            rate = "" if " " in name else f" {alpha:g}"
-            rows.append([_rule(f"{name}{rate}"), _estimate(at["sensitivity"], overall), *by_size, false])
+            rule, _, rate = name.partition(" ")
+            rows.append([f"{rule} {rate or f'{alpha:g}'}", _estimate(at["sensitivity"], overall), *by_size, false])
         rows.sort(key=lambda row: getattr(row[-1], "value", None) or 0.0)
         tables.append(
             ExtraTable(
@@ -263,8 +271,8 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
                 ["threshold", f"all (n = {found['num_lesions']})", *heads, "false lesions per scan"],
                 rows,
                 "Shares of the reference's connected lesions of which a voxel lies above the threshold. All thresholds "
-                "come from calibration normals, at a rate: family-wise, of normal patients with any voxel above it; "
-                "voxel-wise, of normal tissue voxels.",
+                "come from calibration normals, at a rate: family, of normal patients with any voxel above it; voxel, of "
+                "normal tissue voxels above it.",
                 detector=detector,
                 level="lesion",
             )
@@ -363,22 +371,23 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
     if "statistic" in scores:
         text = (
             f"D = {scores['statistic']:.3g}, p = {scores['p_value']:.2g} ({scores['compared']}, {scores['patients']}); "
-            f"median {scores['new']['median']:.4g} against {scores['calibration']['median']:.4g} in calibration"
+            f"median {scores['new']['median']:.4g} here against {scores['calibration']['median']:.4g} in calibration"
         )
     else:
         text = f"not compared: {scores['reason']}"
     checks = [DriftCheck("scores (Kolmogorov-Smirnov)", text, "scores" in drifted)]
     facts = report["facts"]
-    for name, parts, unit in _DRIFT_LINES:
+    for name, parts in _DRIFT_LINES:
         if facts is None:
             checks.append(DriftCheck(name, f"not compared: {report['facts_reason']}"))
             continue
         found = [
-            f"{part} {facts[key]['new']['median']:.4g} against {facts[key]['calibration']['median']:.4g}{unit} in "
-            f"calibration (p = {facts[key]['p_value']:.2g}, {100 * facts[key]['outside']:.0f} % of patients outside)"
+            f"{part} {facts[key]['new']['median']:.4g} against {facts[key]['calibration']['median']:.4g} "
+            f"(p = {facts[key]['p_value']:.2g}, {100 * facts[key]['outside']:.0f} % out of range)".lstrip()
             for part, key in parts.items()
         ]
-        checks.append(DriftCheck(name, "; ".join(found), not drifted.isdisjoint(parts.values())))
+        text = f"medians, here against calibration: {'; '.join(found)}"
+        checks.append(DriftCheck(name, text, not drifted.isdisjoint(parts.values())))
     return checks
 
 

@@ -342,7 +342,7 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
         return
     missing = "undefined: too few calibration patients for this rate"
     rows = [
-        ("rate of normal patients that may be flagged (alpha)", rate(calibration.alpha)),
+        ("rate of normal patients that may lie above a threshold (alpha)", rate(calibration.alpha)),
         ("calibration patients", str(calibration.patients)),
         ("smallest possible p-value", f"1/{calibration.patients + 1} = {number(1 / (calibration.patients + 1))}"),
     ]
@@ -405,11 +405,19 @@ def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
             headings.append(f"{_text(methods[0].name)} against it<small>by {_text(compared.label)}</small>")
         rows, previous = [], ""
         for detector in detectors:
+            statistic = detector.kind == "picture statistic"
+            if statistic and not any(column.key in detector.levels.get(level, {}) for column in part):
+                continue
             look = ["method"] if detector.kind == "method" else []
             look += ["first"] if previous and detector.kind != previous else []
             previous = detector.kind
             cells = [f"{_text(detector.name)}<small>{detector.kind}</small>"]
-            cells += [_estimate_cell(detector.estimate(column)) for column in part]
+            cells += [
+                "–"
+                if statistic and column.key not in detector.levels[level]
+                else _estimate_cell(detector.estimate(column))
+                for column in part
+            ]
             if verdict and compared is not None:
                 cells.append("" if detector.kind == "method" else outcome(methods[0], detector, compared))
             rows.append((" ".join(look), cells))
@@ -418,9 +426,12 @@ def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
     if level == "image" and evaluation.confounds is not None:
         tag = '<span class="tag">Warning.</span> ' if evaluation.confounds.separates else ""
         yield f"<p>{tag}{_text(evaluation.confounds.sentence)}</p>"
+    noted: dict[str, list[str]] = {}
     for column in columns:
-        if column.note:
-            yield f'<p class="note">{_text(column.label)}: {_text(column.note)}.</p>'
+        noted.setdefault(column.note, []).append(column.label)
+    yield from (
+        f'<p class="note">{_text(", ".join(names))}: {_text(note)}.</p>' for note, names in noted.items() if note
+    )
     for note in evaluation.notes.get(level, ()):
         yield f'<p class="note">{_text(note)}</p>'
     if not any(detector.kind == "baseline" for detector in detectors):
