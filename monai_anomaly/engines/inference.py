@@ -56,6 +56,7 @@ class CohortEvaluator(Evaluator):
         description: the content of ``detector.json``.
         resample_masks: lay reference masks of another grid on the scan's (see ``load_mask``); False: refuse them.
         show_patients: name patients in ``report.html``.
+        report: write ``report.html``.
         val_handlers: MONAI or ignite handlers.
         progress: show a progress bar.
 
@@ -84,6 +85,7 @@ class CohortEvaluator(Evaluator):
         description: dict[str, Any] | None = None,
         resample_masks: bool = False,
         show_patients: bool = False,
+        report: bool = True,
         val_handlers: Sequence[Any] | None = None,
         progress: bool = True,
     ) -> None:
@@ -115,7 +117,7 @@ class CohortEvaluator(Evaluator):
         self.facts: dict[str, list[np.ndarray]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
-        self.resample_masks, self.show_patients = resample_masks, show_patients
+        self.resample_masks, self.show_patients, self.report = resample_masks, show_patients, report
         self.recorder = EvaluationRecorder(
             self.network,
             alpha,
@@ -344,7 +346,9 @@ class CohortEvaluator(Evaluator):
         Raises:
             SystemExit: if a scan failed; the message lists them.
         """
-        metrics = self.recorder.write(self.output_dir, self.rows, self.failures, self.drift(), self.show_patients)
+        metrics = self.recorder.write(
+            self.output_dir, self.rows, self.failures, self.drift(), self.show_patients, self.report
+        )
         logger.info(f"{len(self.rows)} scan(s) written to {self.output_dir}")
         raise_for_failures(self.failures, self.output_dir / "failures.csv")
         return metrics
