@@ -208,9 +208,15 @@ def test_predictions_state_p_values_of_scans_and_patients(tmp_path: Path) -> Non
         assert described == "map > 2.17: any voxel in <= 0.1 of normals (n=19)"
 
 
-def test_detector_without_calibration_has_scores_alone(tmp_path: Path) -> None:
-    evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule="voxel")
+@pytest.mark.parametrize("rule", ["family", "voxel"])
+def test_detector_without_calibration_has_scores_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rule: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule=rule)
     (row,) = table(tmp_path / "out" / "predictions.csv")
+    assert row["no_mask"] == "the detector is not calibrated; a rate of 0.05 needs 19 normal patients"
+    assert f"no masks: {row['no_mask']}" in caplog.text
     assert [row[name] for name in ("p_value", "patient_p_value", "flagged", "threshold", "alpha")] == [""] * 5
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv", "report.html"}
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
@@ -265,6 +271,21 @@ def test_drift_is_written_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert {"intensity_mean", "intensity_spread", "spacing_s", "extent_s"} <= set(report["drifted"])
     assert report["statement"] in caplog.text
     assert "no longer hold" in report["statement"]
+
+
+@pytest.mark.parametrize(("patients", "alpha", "needed"), [(19, 0.049, 20), (19, 0.01, 99), (1, 0.4, 2)])
+def test_a_rate_finer_than_the_patients_is_refused(tmp_path: Path, patients: int, alpha: float, needed: int) -> None:
+    network = BrightVoxels()
+    maxima = {str(i): 2.0 + i for i in range(patients)}
+    network.calibration.fit(maxima, maxima)
+    loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
+    with pytest.raises(InputError, match=rf"alpha {alpha:g}: needs {needed} normal .* there are {patients}\."):
+        CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha)
+    assert not (tmp_path / "out").exists()
+    # the voxel-wise rate is one of voxels, and is bounded by their number
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha, mask_rule="voxel").threshold is None
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=0.5).threshold == 2.0 + patients // 2
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=None).threshold is None
 
 
 @pytest.mark.parametrize("name", ["logp", "zscore"])

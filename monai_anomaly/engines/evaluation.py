@@ -55,7 +55,7 @@ class EvaluationRecorder:
 
     Args:
         network: the detector that is reported on.
-        alpha: rate that its thresholds are set for.
+        alpha: rate that its thresholds are set for; None for no threshold.
         map_threshold: of its mask; None for no mask.
         evaluate: also measure against labels and masks.
         baselines: by name; those of the detector's own class are left out. They run with ``evaluate`` alone.
@@ -66,7 +66,7 @@ class EvaluationRecorder:
     def __init__(
         self,
         network: AnomalyDetector,
-        alpha: float,
+        alpha: float | None,
         map_threshold: float | None,
         *,
         evaluate: bool,
@@ -80,11 +80,15 @@ class EvaluationRecorder:
         chosen = dict(baselines or {}) if evaluate else {}
         self.baselines = {n: b.eval() for n, b in chosen.items() if type(b) is not type(network)}
         calibration = network.calibration
-        found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
+        found: dict[str, float | None] = {}
+        self.score_threshold: float | None = None
+        if alpha is not None:
+            found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
+            self.score_threshold = calibration.score_threshold(alpha)
         self.thresholds = {name: value for name, value in found.items() if value is not None}
         self.pixels = {self.name: PixelMetrics(self.thresholds), **{name: PixelMetrics() for name in self.baselines}}
         self.voxels = {self.name: VoxelIntervals(self.thresholds), **{n: VoxelIntervals() for n in self.baselines}}
-        self.lesion_thresholds = lesion_thresholds(calibration, alpha)
+        self.lesion_thresholds = {} if alpha is None else lesion_thresholds(calibration, alpha)
         self.lesions: dict[str, LesionDetection] = {}
         self.counts: list[tuple[int | None, int | None]] = []
         self.digests: list[str] = []
@@ -179,7 +183,7 @@ class EvaluationRecorder:
         from monai_anomaly.data.picture_statistics import confounds
 
         labels, scores, patients = ([row[key] for row in rows] for key in ("label", "anomaly_score", "patient"))
-        threshold = self.network.calibration.score_threshold(self.alpha)
+        threshold = self.score_threshold
         intervals: dict[str, Any] = {}
         patient_intervals: dict[str, Any] = {}
         pixel_intervals: dict[str, Any] = {}
@@ -247,7 +251,7 @@ class EvaluationRecorder:
         from monai_anomaly.writers.evaluation import CaseResult, Evaluation, ReportCalibration, ReportMethod
 
         calibration = self.network.calibration
-        threshold = calibration.score_threshold(self.alpha)
+        threshold = self.score_threshold
         config: Any = self.network.config
         settings: dict[str, Any] = config["arguments"]
         cases = [
@@ -297,7 +301,7 @@ class EvaluationRecorder:
     def _tables(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
         from monai_anomaly.writers.evaluation import Confounds, DetectorFigures, Estimate
 
-        columns = metric_columns(metrics, self.thresholds, self.network.calibration.score_threshold(self.alpha))
+        columns = metric_columns(metrics, self.thresholds, self.score_threshold)
         intervals = {
             name: {
                 "image": metrics["intervals"][name],
@@ -324,7 +328,8 @@ class EvaluationRecorder:
             + froc_curves(self.name, self.lesions),
             "intervals": "95 % bootstrap over patients (picture statistics: normal approximation over patients)",
             "prevalence": {level: share for level, share in shares.items() if share is not None},
-            "tables": lesion_tables(metrics, self.name, self.alpha) + group_tables(metrics["by_group"], self.name),
+            "tables": ([] if self.alpha is None else lesion_tables(metrics, self.name, self.alpha))
+            + group_tables(metrics["by_group"], self.name),
             "confounds": Confounds(metrics["confounds"]["sentence"], metrics["confounds"]["separates"]),
             "notes": level_notes(columns, intervals[self.name]),
         }

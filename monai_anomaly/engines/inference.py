@@ -15,7 +15,7 @@ from monai.engines.evaluator import Evaluator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from monai_anomaly.calibration import MaskCleanup, drift_report, least_normals, scan_facts
+from monai_anomaly.calibration import MaskCleanup, check_rate, drift_report, least_normals, scan_facts
 from monai_anomaly.data.cohort import load_mask
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
@@ -42,7 +42,8 @@ class CohortEvaluator(Evaluator):
         output_dir: where the cases go.
         device: where the detector runs.
         inferer: how it is run.
-        alpha: error rate that the mask's threshold is set for.
+        alpha: error rate that the mask's threshold is set for, and the threshold of scores in the report; None for
+            neither.
         mask_rule: ``"family"``: at most ``alpha`` of normal patients have any flagged voxel; ``"voxel"``: about
             ``alpha`` of normal tissue voxels are flagged.
         least_lesion_mm3: see ``MaskCleanup``; it keeps the rate.
@@ -62,7 +63,8 @@ class CohortEvaluator(Evaluator):
 
     Raises:
         InputError: if there is no scan, one of them is a result of an earlier run, the output folder cannot be
-            written to, or the detector's calibration has nothing for the ``calibrated_map`` asked for.
+            written to, the detector was calibrated on fewer patients than ``alpha`` needs (``mask_rule`` family), or
+            its calibration has nothing for the ``calibrated_map`` asked for.
         ValueError: for an option out of range.
     """
 
@@ -74,7 +76,7 @@ class CohortEvaluator(Evaluator):
         output_dir: str | Path,
         device: torch.device | str = "cpu",
         inferer: StackInferer | None = None,
-        alpha: float = 0.05,
+        alpha: float | None = 0.05,
         mask_rule: str = "family",
         least_lesion_mm3: float = 0.0,
         inside_foreground: bool = False,
@@ -109,10 +111,7 @@ class CohortEvaluator(Evaluator):
         self.alpha, self.evaluate, self.overview_slices = alpha, evaluate, overview_slices
         self.progress = progress
         self.mask_rule, self.calibrated_map = mask_rule, calibrated_map
-        calibration = network.calibration
-        self.threshold = (
-            calibration.map_threshold(alpha) if mask_rule == "family" else calibration.voxel_threshold(alpha)
-        )
+        self.threshold = self._mask_threshold()
         self.cleanup = MaskCleanup(least_lesion_mm3, inside_foreground)
         self.facts: dict[str, list[np.ndarray]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
@@ -138,7 +137,8 @@ class CohortEvaluator(Evaluator):
         from tqdm import tqdm
 
         if self.threshold is None:
-            logger.warning(f"no masks: {self._why_no_mask()}")
+            # what was asked for is no warning
+            logger.log(logging.INFO if self.alpha is None else logging.WARNING, f"no masks: {self.why_no_mask}")
         self.network.eval()
         self._bar = tqdm(total=len(self.data_loader), desc="scans", unit="scan", disable=not self.progress)
         try:
@@ -148,12 +148,28 @@ class CohortEvaluator(Evaluator):
             self._write_tables()
             self._write_drift()
 
-    def _why_no_mask(self) -> str:
+    def _mask_threshold(self) -> float | None:
+        if self.alpha is None:
+            return None
         calibration = self.network.calibration
-        patients = int(calibration.scores.numel())
-        if self.mask_rule == "family" or not patients:
+        if self.mask_rule == "voxel":
+            return calibration.voxel_threshold(self.alpha)
+        # A detector that was never calibrated gives scores and maps, and says that it gives no more.
+        if patients := int(calibration.scores.numel()):
+            check_rate(self.alpha, patients, "go without masks: alpha None, on a command line --alpha '$None'")
+        return calibration.map_threshold(self.alpha)
+
+    @property
+    def why_no_mask(self) -> str:
+        """The reason why there are no masks; empty where there are."""
+        if self.threshold is not None:
+            return ""
+        if self.alpha is None:
+            return "alpha is None: none are asked for"
+        calibration = self.network.calibration
+        if not calibration.scores.numel():
             needed = least_normals(self.alpha)
-            return f"the detector was calibrated on {patients} patient(s), a rate of {self.alpha} needs {needed}"
+            return f"the detector is not calibrated; a rate of {self.alpha:g} needs {needed} normal patients"
         if not calibration.tail.rates.numel():
             return "the detector has no table of normal voxels, calibrate it again or take the mask_rule family"
         finest = float(calibration.tail.rates[-1])
@@ -234,6 +250,7 @@ class CohortEvaluator(Evaluator):
             "flagged": None if mask is None else int(mask.any()),
             "threshold": self.threshold,
             "alpha": None if mask is None else self.alpha,
+            "no_mask": self.why_no_mask or None,
         }
         facts = scan_facts(scan, foreground)
         self.recorder.add(
@@ -296,7 +313,7 @@ class CohortEvaluator(Evaluator):
         for row in self.rows:
             row["patient_p_value"] = self.network.calibration.patient_p_value(highest[row["patient"]])
         columns = ["case", "image", "patient", "label", "anomaly_score"]
-        columns += ["p_value", "patient_p_value", "flagged", "threshold", "alpha"]
+        columns += ["p_value", "patient_p_value", "flagged", "threshold", "alpha", "no_mask"]
         write_csv(self.output_dir / "predictions.csv", self.rows, columns)
         if self.failures:
             write_csv(self.output_dir / "failures.csv", self.failures, ["case", "image", "error"])

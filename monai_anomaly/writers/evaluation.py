@@ -253,16 +253,16 @@ class ReportCalibration:
     """How scores became decisions.
 
     Attributes:
-        alpha: rate of normal patients that may be flagged, in (0, 1).
+        alpha: rate of normal patients that may be flagged, in (0, 1); None where none was asked for.
         patients: calibration patients, none of whom was trained on.
-        score_threshold: scans with a higher score are flagged; None where the patients are too few for ``alpha``.
+        score_threshold: scans with a higher score are flagged; None with too few patients or no ``alpha``.
         map_threshold: voxels with a higher value are in the mask, in the units of the map; None where there is none.
         rule: how the thresholds follow from the calibration scores, in words.
         scores: shape (n,), calibration scores in the units of the cases' scores, for the histogram; may be empty.
         drift: the checks of this cohort against the calibration; empty where none was made.
     """
 
-    alpha: float
+    alpha: float | None
     patients: int
     score_threshold: float | None
     map_threshold: float | None
@@ -273,7 +273,7 @@ class ReportCalibration:
     def __post_init__(self) -> None:
         for name in ("alpha", "score_threshold", "map_threshold"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
-        if not 0.0 < self.alpha < 1.0:
+        if self.alpha is not None and not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha is a rate between 0 and 1, got {self.alpha}")
         if not np.isfinite(np.asarray(self.scores, dtype=np.float64)).all():
             raise ValueError("a calibration score is NaN or infinite.")

@@ -340,9 +340,10 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     if calibration is None:
         yield "<p>The detector is not calibrated: there is no threshold, no p-value and no mask.</p>"
         return
-    missing = "undefined: too few calibration patients for this rate"
+    alpha = None if calibration.alpha is None else rate(calibration.alpha)
+    missing = "undefined: too few calibration patients for this rate" if alpha else "none was asked for"
     rows = [
-        ("rate of normal patients that may lie above a threshold (alpha)", rate(calibration.alpha)),
+        ("rate of normal patients that may lie above a threshold (alpha)", alpha or "none"),
         ("calibration patients", str(calibration.patients)),
         ("smallest possible p-value", f"1/{calibration.patients + 1} = {number(1 / (calibration.patients + 1))}"),
     ]
@@ -351,10 +352,11 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     rows.append(("rule", calibration.rule))
     cells = [("", [_text(key), _text(value)]) for key, value in rows]
     yield from _table(["calibration", "value"], cells, scroll_name="Calibration")
-    yield (
-        f"<p>The rate of {rate(calibration.alpha)} is kept on average over calibration sets, for new normal patients "
-        "like those of the calibration: same scanner, protocol and population.</p>"
-    )
+    if alpha:
+        yield (
+            f"<p>The rate of {alpha} is kept on average over calibration sets, for new normal "
+            "patients like those of the calibration: same scanner, protocol and population.</p>"
+        )
     yield "<h3>Drift from the calibration scans</h3>"
     if not calibration.drift:
         yield "<p>Not checked.</p>"

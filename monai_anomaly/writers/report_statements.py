@@ -255,6 +255,10 @@ def calibration_statements(evaluation: Evaluation) -> list[Statement]:
     if calibration is None:
         verdict = "The detector is not calibrated: its scores rank scans, but no scan is called normal or abnormal."
         statements.append(Statement("", True, verdict))
+    elif calibration.alpha is None:
+        statements.append(
+            Statement("", True, "No threshold: none was asked for, so no scan is called normal or abnormal.")
+        )
     elif calibration.score_threshold is None:
         needed = math.ceil(1.0 / calibration.alpha - 1e-9) - 1
         verdict = (
