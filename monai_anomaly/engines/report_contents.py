@@ -121,8 +121,8 @@ def metric_columns(
         if score_threshold is not None:
             columns += [MetricColumn(level, key, label, note=decided) for key, label in _DECISIONS.items()]
     gap = (
-        "mean score of abnormal less that of normal scans, in the unit of the scores, which detectors do not share, and "
-        "in standard deviations of the normal scans' scores"
+        "mean score of abnormal less that of normal scans, in the unit of the scores, which detectors do not share, "
+        "and in standard deviations of the normal scans' scores"
     )
     columns += [MetricColumn("image", key, label, note=gap) for key, label in _GAPS.items()]
 
@@ -151,10 +151,7 @@ def metric_columns(
         for key, label in _LESION.items():
             if key != "froc_score" and "family" not in found["at"]:
                 continue
-            note = (
-                f"at the {_rule('family')}; a lesion is found where a voxel of it lies above, and false where it "
-                + ("touches no true one")
-            )
+            note = f"at the {_rule('family')}; found where a voxel lies above it, false where no true lesion is touched"
             if key == "froc_score":
                 note = "mean share of lesions found at 1/4, 1/2, 1, 2, 4 and 8 false lesions per scan"
             higher = key != "false_lesions_per_scan"
@@ -271,8 +268,8 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
                 ["threshold", f"all (n = {found['num_lesions']})", *heads, "false lesions per scan"],
                 rows,
                 "Shares of the reference's connected lesions of which a voxel lies above the threshold. All thresholds "
-                "come from calibration normals, at a rate: family, of normal patients with any voxel above it; voxel, of "
-                "normal tissue voxels above it.",
+                "come from calibration normals, at a rate: family, of normal patients with any voxel above it; voxel, "
+                "of normal tissue voxels above it.",
                 detector=detector,
                 level="lesion",
             )

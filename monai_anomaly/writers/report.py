@@ -414,12 +414,9 @@ def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
             look += ["first"] if previous and detector.kind != previous else []
             previous = detector.kind
             cells = [f"{_text(detector.name)}<small>{detector.kind}</small>"]
-            cells += [
-                "–"
-                if statistic and column.key not in detector.levels[level]
-                else _estimate_cell(detector.estimate(column))
-                for column in part
-            ]
+            for column in part:
+                absent = statistic and column.key not in detector.levels[level]
+                cells.append("–" if absent else _estimate_cell(detector.estimate(column)))
             if verdict and compared is not None:
                 cells.append("" if detector.kind == "method" else outcome(methods[0], detector, compared))
             rows.append((" ".join(look), cells))
@@ -428,6 +425,8 @@ def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
     if level == "image" and evaluation.confounds is not None:
         tag = '<span class="tag">Warning.</span> ' if evaluation.confounds.separates else ""
         yield f"<p>{tag}{_text(evaluation.confounds.sentence)}</p>"
+    if any(d.kind == "picture statistic" and len(d.levels[level]) < len(columns) for d in detectors):
+        yield '<p class="note">–: not asked of picture statistics, which are no detectors.</p>'
     noted: dict[str, list[str]] = {}
     for column in columns:
         noted.setdefault(column.note, []).append(column.label)
