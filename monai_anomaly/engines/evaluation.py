@@ -14,6 +14,7 @@ import numpy as np
 from monai_anomaly.metrics import (
     LESION_COLUMNS,
     LesionDetection,
+    MaskMetrics,
     PixelMetrics,
     VoxelIntervals,
     bootstrap_intervals,
@@ -90,6 +91,7 @@ class EvaluationRecorder:
         self.voxels = {self.name: VoxelIntervals(self.thresholds), **{n: VoxelIntervals() for n in self.baselines}}
         self.lesion_thresholds = {} if alpha is None else lesion_thresholds(calibration, alpha)
         self.lesions: dict[str, LesionDetection] = {}
+        self.masks = MaskMetrics()
         self.counts: list[tuple[int | None, int | None]] = []
         self.digests: list[str] = []
         self.scores: dict[str, list[float]] = {name: [] for name in self.baselines}
@@ -143,6 +145,7 @@ class EvaluationRecorder:
         images = [item["image"]] if isinstance(item["image"], str) else item["image"]
         digests = [shown_digest(Path(image)) for image in images]
         statistics = picture_statistics(scan, item) if self.evaluate else {}
+        volume = None if affine is None else float(abs(np.linalg.det(affine[:3, :3])))
         # What can refuse a map comes first: a scan that fails leaves no row behind in any list.
         if self.evaluate and reference is not None:
             self.pixels[self.name].update(anomaly_map, reference)
@@ -151,9 +154,10 @@ class EvaluationRecorder:
                 self.pixels[name].update(scores, reference)
                 self.voxels[name].update(item["patient"], scores, reference)
             if self.lesion_thresholds:
-                volume = None if affine is None else float(abs(np.linalg.det(affine[:3, :3])))
                 found = LesionDetection(self.lesion_thresholds, floor=lesion_floor(self.lesion_thresholds))
                 self.lesions.setdefault(kind, found).update(anomaly_map, reference, volume)
+        if self.evaluate and mask is not None:
+            self.masks.update(item["patient"], item.get("label"), mask, reference, kind, volume)
         self.lesion_rows += [{"case": item["case"], "patient": item["patient"], **row} for row in rows]
         self.slices.append(self._kept(drawn))
         self.counts.append(counts)
@@ -178,7 +182,8 @@ class EvaluationRecorder:
         Returns:
             ``image``, ``pixel``, ``patient``, ``lesion`` (by volumes and pictures), ``intervals`` of scans,
             ``patient_intervals`` and ``pixel_intervals`` (each by detector), ``gap``, ``by_group``, ``confounds``,
-            ``decisions``, ``baselines`` and ``undefined``.
+            ``decisions`` (of scans, of voxels above the thresholds of the raw map, and of the masks as written, after
+            any clean-up), ``baselines`` and ``undefined``.
         """
         from monai_anomaly.data.picture_statistics import confounds
 
@@ -215,7 +220,11 @@ class EvaluationRecorder:
             "pixel_intervals": pixel_intervals,
             "by_group": {key: self._by_group(rows, key, threshold) for key in ("site", "scanner")},
             "confounds": confounds([{**row, **own} for row, own in zip(rows, self.statistics)])._asdict(),
-            "decisions": {"scan": found["image"]["decision"], "voxel": found["pixel"]["decisions"]},
+            "decisions": {
+                "scan": found["image"]["decision"],
+                "voxel": found["pixel"]["decisions"],
+                "mask": self.masks.compute(),
+            },
             "baselines": baselines,
             "undefined": {level: found[level]["undefined"] for level in ("image", "pixel", "patient")},
         }

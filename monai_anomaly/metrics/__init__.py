@@ -12,6 +12,7 @@ from .evaluators import (
 )
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
 from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
+from .masks import MaskMetrics
 from .papers import score_gap, selection_summary, training_stability
 from .pro import RegionOverlap
 from .ranking import auroc, average_precision, best_dice, ranking_metrics
@@ -37,6 +38,7 @@ __all__ = [
     "LesionDetection",
     "LesionDetectionHandler",
     "LesionDetectionMetric",
+    "MaskMetrics",
     "PatientScores",
     "PixelMapHandler",
     "PixelMapMetric",
