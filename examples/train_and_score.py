@@ -1,6 +1,6 @@
 """Train ProxyAno on a cohort's normal scans and score its test scans, from Python: what the bundle does.
 
-python train_and_score.py COHORT OUTPUT [--epochs 100] [--size 256]
+python train_and_score.py COHORT OUTPUT [--epochs 100] [--size 256] [--alpha 0.05]
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("output", type=Path, help="folder for the detector, the maps and the tables")
     parser.add_argument("--epochs", type=int, default=100, help="of each of the two stages")
     parser.add_argument("--size", type=int, default=256, help="rows and columns of a slice")
+    parser.add_argument(
+        "--alpha",
+        type=lambda text: None if text == "none" else float(text),
+        default=0.05,
+        help="error rate of the masks, which needs 1/alpha - 1 calibration patients; none for no masks",
+    )
     given = parser.parse_args(arguments)
     set_determinism(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     saved = load_detector(given.output / "models")
     scans = scan_loader(data.cohort.test, saved.preprocessing)
-    evaluator = CohortEvaluator(saved.network, saved.preprocessing, scans, given.output, device, evaluate=True)
+    evaluator = CohortEvaluator(
+        saved.network, saved.preprocessing, scans, given.output, device, alpha=given.alpha, evaluate=True
+    )
     evaluator.run()
     metrics = evaluator.finish()
     print(metrics)

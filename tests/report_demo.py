@@ -159,6 +159,7 @@ def demo_evaluation(scans: int = 60, seed: int = 0) -> Evaluation:
                 label=int(truth[index]),
                 p_value=(1 + int((calibration_scores >= scores[index]).sum())) / (1 + calibration_scores.size),
                 flagged=bool(scores[index] > score_threshold),
+                marked=bool(flagged_pixels.any()),
                 patient=f"Doe^Jane{index // 4}",
                 lesions=count if truth[index] else None,
                 lesions_found=hit if truth[index] else None,
@@ -243,6 +244,8 @@ def demo_evaluation(scans: int = 60, seed: int = 0) -> Evaluation:
                     ["A", scans, detectors[0].levels["image"]["auroc"]],
                     ["B", 0, Estimate(None, undefined="no scan")],
                 ],
+                detector="ProxyAno",
+                level="image",
             )
         ],
         failures=[("sub-999__broken.nii.gz", f"sub-999/broken.nii.gz: is no NIfTI file {HOSTILE}.")],

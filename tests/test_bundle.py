@@ -19,6 +19,7 @@ from bundle_runs import (
     command,
     detect,
     head,
+    refusal,
     run_bundle,
     table,
     train_small,
@@ -58,7 +59,7 @@ def write_datalist(path: Path, cohort: Path, calibration: int | None = None) -> 
 
 
 def test_training_writes_a_detector_and_its_curves(trained: Path) -> None:
-    assert {p.name for p in (trained / "models").iterdir()} == {"model.pt", "detector.json"}
+    assert {p.name for p in (trained / "models").iterdir()} == {"model.pt", "detector.json", "baselines"}
     rows = table(trained / "training" / "losses.csv")
     assert [(row["stage"], row["epoch"]) for row in rows] == [("proxy extraction", "1"), ("image reconstruction", "1")]
     assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
@@ -102,7 +103,7 @@ def test_maps_are_zero_where_there_is_no_tissue_and_masks_cut_them(evaluated: Pa
 def test_predictions_and_metrics_are_those_of_the_written_files(evaluated: Path, tiny_cohort: Path) -> None:
     rows = table(evaluated / "predictions.csv")
     columns = ["case", "image", "patient", "label", "anomaly_score"]
-    assert list(rows[0]) == [*columns, "p_value", "patient_p_value", "flagged", "threshold", "alpha"]
+    assert list(rows[0]) == [*columns, "p_value", "patient_p_value", "flagged", "threshold", "alpha", "no_mask"]
     assert {row["patient"] for row in rows} == {"test-0", "test-1", "test-2", "abnormal-0", "abnormal-1"}
     labels, scores = [int(row["label"]) for row in rows], [float(row["anomaly_score"]) for row in rows]
     maps, masks = [], []
@@ -140,22 +141,39 @@ def test_training_twice_and_with_other_test_labels_gives_the_same_detector(
     assert same(state(train_small(tmp_path / "other", tmp_path / "cohort.json")), state(trained))
 
 
-def test_without_enough_calibration_patients_there_is_no_mask(
+def test_a_rate_needs_its_calibration_patients(
     tiny_cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_datalist(tmp_path / "few.json", tiny_cohort, calibration=18)
-    train_small(tmp_path, tmp_path / "few.json", proxy_epochs=1)
-    with caplog.at_level(logging.WARNING):
-        run_bundle("inference", tmp_path, tmp_path / "few.json", overview_slices=0, progress=False)
-    assert "no masks: the detector was calibrated on 18 patient(s), a rate of 0.05 needs 19" in caplog.text
-    assert len(table(tmp_path / "predictions.csv")) == 5
+    few, options = tmp_path / "few.json", {"overview_slices": 0, "progress": False}
+    write_datalist(few, tiny_cohort, calibration=18)
+    train_small(tmp_path, few, proxy_epochs=1)
+    for config in ("inference", "evaluate"):
+        line = refusal(run_bundle, config, tmp_path, few, **options)
+        assert line.startswith("alpha 0.05: needs 19 normal calibration patients, there are 18. Calibrate on more, or ")
+        assert "choose alpha 0.0527 or above, or go without masks: alpha None" in line
+        assert line.endswith("on a command line --alpha '$None'.")
+    assert not (tmp_path / "predictions.csv").exists()
+    # no masks, since none are asked for
+    with caplog.at_level(logging.INFO):
+        run_bundle("evaluate", tmp_path, few, alpha="$None", **options)
+    assert "no masks: alpha is None" in caplog.text
+    rows = table(tmp_path / "predictions.csv")
+    assert len(rows) == 5
     assert not list(tmp_path.rglob("anomaly_mask*"))
-    assert {(row["flagged"], row["threshold"], row["alpha"]) for row in table(tmp_path / "predictions.csv")} == {
-        ("", "", "")
-    }
+    assert {(row["flagged"], row["threshold"], row["alpha"]) for row in rows} == {("", "", "")}
+    assert {row["no_mask"] for row in rows} == {"alpha is None: none are asked for"}
+    assert all(0 < float(row["p_value"]) <= 1 for row in rows)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["image"]["auroc"] is not None
+    assert metrics["decisions"]["scan"] is None
+    assert metrics["evaluation"]["calibration"]["alpha"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert "none was asked for" in page
+    assert "not calibrated" not in page
     # a rate that 18 patients can carry
-    run_bundle("inference", tmp_path, tmp_path / "few.json", overview_slices=0, progress=False, alpha=0.1)
+    run_bundle("inference", tmp_path, few, alpha=0.1, **options)
     assert len(list(tmp_path.rglob("anomaly_mask.nii.gz"))) == 5
+    assert {row["no_mask"] for row in table(tmp_path / "predictions.csv")} == {""}
 
 
 def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
@@ -232,7 +250,8 @@ def test_colour_pictures_in_tiles(tmp_path: Path) -> None:
         gray = np.kron(rng.integers(60, 200, (8, 10, 3)), np.ones((9, 8, 1)))
         Image.fromarray(gray.astype(np.uint8)).save(path)
     train_small(tmp_path, tmp_path / "cohort", "retinal_fundus", batch_size=9)
-    run_bundle("inference", tmp_path, tmp_path / "cohort", overview_slices=0, progress=False)
+    # one patient is left to calibrate on
+    run_bundle("inference", tmp_path, tmp_path / "cohort", overview_slices=0, progress=False, alpha=0.5)
     case = tmp_path / "test__normal__n0"
     with Image.open(case / "anomaly_map.tiff") as scores, Image.open(case / "restoration.png") as restored:
         assert scores.size == restored.size == (80, 72)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -169,6 +170,17 @@ def test_rates_that_patients_cannot_carry_are_refused(alpha: float) -> None:
     check_rate(alpha, needed)
     with pytest.raises(InputError, match=rf"alpha {alpha:g}: needs {needed} normal calibration patients, there are"):
         check_rate(alpha, needed - 1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(patients=st.integers(1, 100_000))
+def test_the_rate_that_a_refusal_names_is_one_for_these_patients(patients: int) -> None:
+    with pytest.raises(InputError) as refused:
+        check_rate(0.5 / (patients + 1), patients, "sing")
+    named = re.search(r"Calibrate on more, or choose alpha (\S+) or above, or sing\.$", str(refused.value))
+    assert named is not None
+    check_rate(float(named[1]), patients)
+    assert float(named[1]) <= 1.02 / (patients + 1)
 
 
 def test_items_of_one_patient_do_not_count_as_patients() -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bundle_runs import detect, table
+from monai.data import MetaTensor
 from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
 from monai_anomaly.data import load_cohort
+from monai_anomaly.data.split import describe_split
+from monai_anomaly.engines import EvaluationRecorder
+from monai_anomaly.networks import IntensityThreshold
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -34,6 +41,12 @@ def test_metrics_are_those_of_the_predictions(evaluated: Path) -> None:
     assert decision["false_positive"] == (flagged & (truth == 0)).sum()
     assert {"family", "voxel"} >= set(metrics["decisions"]["voxel"]) >= {"family"}
     assert metrics["confounds"]["sentence"]
+    assert metrics["gap"]["gap"] == pytest.approx(scores[truth == 1].mean() - scores[truth == 0].mean())
+    pixel = metrics["pixel_intervals"]["ProxyAno"]
+    assert pixel["num_abnormal_patients"] == 2
+    for key in ("auroc", "ap"):
+        assert pixel["intervals"][key]["low"] <= metrics["pixel"][key] <= pixel["intervals"][key]["high"]
+    assert metrics["patient_intervals"] == metrics["intervals"]  # a scan a patient
     lines = table(evaluated / "metrics.csv")
     (own,) = [r for r in lines if (r["detector"], r["level"], r["metric"]) == ("ProxyAno", "image", "auroc")]
     assert float(own["value"]) == pytest.approx(expected)
@@ -89,3 +102,96 @@ def test_one_class_and_a_mask_of_another_grid(trained: Path, tiny_cohort: Path, 
     with (tmp_path / "out" / "metrics.csv").open() as file:
         reasons = {r["undefined"] for r in csv.DictReader(file) if r["metric"] == "auroc" and r["level"] == "image"}
     assert "" not in reasons
+
+
+def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained: Path, tiny_cohort: Path) -> None:
+    page = " ".join((evaluated / "report.html").read_text().split())
+    assert hashlib.sha256((trained / "models" / "model.pt").read_bytes()).hexdigest() in page
+    # what is hashed of the scans at hand is what a detector stores of its cohort
+    [test] = [side for side in report_of(evaluated)["cohort"] if side["name"] == "test"]
+    digests = describe_split(load_cohort(tiny_cohort))["sides"]["test"]["digests"]
+    assert test["sha256"] == hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    for text in ("FROC curve, lesions", "Lesions found, by size (volumes)", "best Dice (oracle)", "field of view"):
+        assert text in page
+    found = json.loads((evaluated / "metrics.json").read_text())["lesion"]["volume"]
+    [table] = [table for table in report_of(evaluated)["tables"] if table["level"] == "lesion"]
+    assert len(table["rows"]) == len(found["at"])
+    lines = table_of(evaluated)
+    family = found["at"]["family"]
+    assert float(lines["ProxyAno", "lesion", "volume/sensitivity", ""]["value"]) == family["sensitivity"]
+    assert (
+        float(lines["ProxyAno", "lesion", "false lesions per scan", "threshold: family 0.05"]["value"])
+        == (family["false_lesions_per_scan"])
+    )
+    assert "not calibrated" in lines["intensity threshold", "image", "f1", ""]["undefined"]
+    checks = report_of(evaluated)["calibration"]["drift"]
+    assert len(checks) == 5
+
+
+def test_groups_are_told_and_the_page_can_be_left_out(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    items = load_cohort(tiny_cohort).test
+    entries = [
+        {"image": item["image"], "patient": item["patient"], "label": item["label"], "scanner": "new", "site": site}
+        | ({"mask": item["mask"]} if item.get("mask") else {})
+        for item, site in zip(items, "ABABA")
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"test": entries}))
+    out = tmp_path / "out"
+    detect(trained, out, tmp_path / "list.json", "evaluate")
+    assert (out / "report.html").is_file()
+    lines = table_of(out)
+    for site in "AB":
+        assert lines["ProxyAno", "image", "scans", f"site: {site}"]["value"] == ("3.0" if site == "A" else "2.0")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["by_group"]["scanner"]) == {"new"}
+    assert (
+        metrics["by_group"]["scanner"]["new"]["intervals"]["intervals"] == metrics["intervals"]["ProxyAno"]["intervals"]
+    )
+    detect(trained, out, tmp_path / "list.json", "evaluate", report=False)
+    assert not (out / "report.html").exists()
+    assert json.loads((out / "metrics.json").read_text())["by_group"] == metrics["by_group"]
+
+
+def test_a_missed_lesion_is_shown_where_it_is(tmp_path: Path) -> None:
+    network = IntensityThreshold(3, 1)
+    network.calibration.fit({f"p{i}": float(i) for i in range(19)}, {f"p{i}": float(i) for i in range(19)})
+    recorder = EvaluationRecorder(network, 0.05, 18.0, evaluate=True)
+    voxels = np.zeros((8, 8, 5), dtype=np.float32)
+    voxels[..., 4] = 10.0
+    reference = np.zeros(voxels.shape, dtype=bool)
+    reference[2:5, 2:5, 1] = True
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii.gz")
+    scan = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.eye(4), meta={"scan_kind": "volume"})
+    item = {"case": "a", "patient": "a", "image": str(tmp_path / "a.nii.gz"), "label": 1}
+    row = {"case": "a", "patient": "a", "label": 1, "anomaly_score": 10.0, "p_value": 0.5, "flagged": 0}
+    rows = []
+    for name, mask in (("missed", voxels > 18), ("found", reference), ("none", None)):
+        recorder.add(
+            {**item, "case": name},
+            scan,
+            anomaly_map=voxels,
+            mask=mask,
+            reference=reference,
+            restoration=None,
+            baselines={},
+        )
+        rows.append({**row, "case": name, "flagged": None if mask is None else int(mask.any())})
+    missed, found, none = recorder.evaluation(rows, [], None).cases
+    assert [(case.lesions, case.lesions_found, case.marked) for case in (missed, found, none)] == [
+        (1, 0, False),
+        (1, 1, True),
+        (1, None, None),
+    ]
+    assert [case.flagged for case in (missed, found, none)] == [False] * 3
+    drawn = [case.pictures() for case in (missed, found, none)]  # type: ignore[operator]
+    assert drawn[0].reference.sum() == 9
+    assert [each.label.split("(")[1] for each in drawn] == ["largest reference area)", *["highest score)"] * 2]
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())["evaluation"]
+    return found
+
+
+def table_of(folder: Path) -> dict[tuple[str, str, str, str], dict[str, str]]:
+    return {(r["detector"], r["level"], r["metric"], r["group"]): r for r in table(folder / "metrics.csv")}

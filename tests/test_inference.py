@@ -208,9 +208,15 @@ def test_predictions_state_p_values_of_scans_and_patients(tmp_path: Path) -> Non
         assert described == "map > 2.17: any voxel in <= 0.1 of normals (n=19)"
 
 
-def test_detector_without_calibration_has_scores_alone(tmp_path: Path) -> None:
-    evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule="voxel")
+@pytest.mark.parametrize("rule", ["family", "voxel"])
+def test_detector_without_calibration_has_scores_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rule: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "out", mask_rule=rule)
     (row,) = table(tmp_path / "out" / "predictions.csv")
+    assert row["no_mask"] == "the detector is not calibrated; a rate of 0.05 needs 19 normal patients"
+    assert f"no masks: {row['no_mask']}" in caplog.text
     assert [row[name] for name in ("p_value", "patient_p_value", "flagged", "threshold", "alpha")] == [""] * 5
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv", "report.html"}
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
@@ -267,6 +273,21 @@ def test_drift_is_written_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "no longer hold" in report["statement"]
 
 
+@pytest.mark.parametrize(("patients", "alpha", "needed"), [(19, 0.049, 20), (19, 0.01, 99), (1, 0.4, 2)])
+def test_a_rate_finer_than_the_patients_is_refused(tmp_path: Path, patients: int, alpha: float, needed: int) -> None:
+    network = BrightVoxels()
+    maxima = {str(i): 2.0 + i for i in range(patients)}
+    network.calibration.fit(maxima, maxima)
+    loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
+    with pytest.raises(InputError, match=rf"alpha {alpha:g}: needs {needed} normal .* there are {patients}\."):
+        CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha)
+    assert not (tmp_path / "out").exists()
+    # the voxel-wise rate is one of voxels, and is bounded by their number
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha, mask_rule="voxel").threshold is None
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=0.5).threshold == 2.0 + patients // 2
+    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=None).threshold is None
+
+
 @pytest.mark.parametrize("name", ["logp", "zscore"])
 def test_calibrated_maps_need_a_table(tmp_path: Path, name: str) -> None:
     loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
@@ -290,3 +311,47 @@ def test_voxel_rates_finer_than_the_table_give_no_mask(tmp_path: Path, caplog: p
         evaluate(network, [item(write_nifti(tmp_path / "a.nii.gz", 2))], tmp_path / "o", mask_rule="voxel", alpha=1e-3)
     assert "no masks: the calibration voxels tell rates of 0.01 and above, not 0.001" in caplog.text
     assert not (tmp_path / "o" / "a" / "anomaly_mask.nii.gz").exists()
+
+
+@pytest.mark.parametrize("rule", ["family", "voxel"])
+def test_decisions_are_of_the_raw_map_and_of_the_masks_as_written(tmp_path: Path, rule: str) -> None:
+    lesion = tmp_path / "m.nii.gz"
+    normals = [write_nifti(tmp_path / f"n{seed}.nii.gz", seed) for seed in (4, 6)]
+    scans = [write_nifti(tmp_path / "a.nii.gz", 2, lesion), *normals]
+    image = nib.load(scans[1])
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[12, 1, 1] = 300  # in air, one voxel of 20 mm3
+    nib.save(nib.Nifti1Image(voxels, image.affine), scans[1])
+    data = [item(scans[0], label=1, mask=lesion), item(scans[1], "n", 0), item(scans[2], "n", 0)]
+    network = calibrated()
+    network.calibration.tail.fit({"a": [ScanTail.of(np.random.default_rng(0).uniform(0, 2.4, 1000))]})
+    found = {}
+    for out, clean_up in (("raw", {}), ("cleaned", {"least_lesion_mm3": 30.0})):
+        evaluate(network, data, tmp_path / out, evaluate=True, mask_rule=rule, alpha=0.1, **clean_up)
+        metrics = json.loads((tmp_path / out / "metrics.json").read_text())["decisions"]
+        found[out] = metrics["mask"]
+        masks = [nib.load(tmp_path / out / each["case"] / "anomaly_mask.nii.gz").get_fdata() > 0 for each in data]
+        truth = nib.load(lesion).get_fdata() > 0
+        flagged, both = sum(mask.sum() for mask in masks), (masks[0] & truth).sum()
+        assert metrics["mask"]["dice"] == pytest.approx(2 * both / (flagged + truth.sum()))
+        assert metrics["mask"]["sensitivity"] == pytest.approx(both / truth.sum())
+        assert metrics["mask"]["fpr"] == pytest.approx((flagged - both) / (3 * truth.size - truth.sum()))
+        assert metrics["mask"]["num_normal_patients"] == 1
+        assert metrics["mask"]["normal_patients_flagged"] == float(masks[1].any() or masks[2].any())
+        assert (metrics["mask"]["num_lesions"], metrics["mask"]["num_lesions_found"]) == (1, int(both > 0))
+        assert metrics["mask"]["undefined"] == {}
+        if out == "raw":
+            assert {name: metrics["voxel"][rule][name] for name in ("dice", "fpr")} == {
+                name: metrics["mask"][name] for name in ("dice", "fpr")
+            }
+            raw = metrics["voxel"]
+    # the clean-up is seen by the masks, and not by the map
+    assert metrics["voxel"] == raw
+    assert found["cleaned"]["false_positive"] < found["raw"]["false_positive"]
+
+
+def test_no_mask_leaves_reasons_in_the_decisions(tmp_path: Path) -> None:
+    evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2), label=0)], tmp_path / "out", evaluate=True)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["decisions"]["mask"]
+    assert found["dice"] is found["normal_patients_flagged"] is None
+    assert set(found["undefined"].values()) == {"no mask was written"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_anomaly.metrics import LESION_COLUMNS, LesionDetection, lesion_table
+from monai_anomaly.metrics import LESION_COLUMNS, LesionDetection, count_lesions, lesion_table
 
 AFFINE = np.array([[0.0, -2.0, 0.0, 10.0], [1.5, 0.0, 0.1, -20.0], [0.0, 0.0, 3.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -213,3 +213,20 @@ def test_undefined_and_unfit() -> None:
             LesionDetection(**arguments)
     with pytest.raises(ValueError, match="positive"):
         empty.update(np.zeros((3, 3)), np.zeros((3, 3)), 0.0)
+
+
+@given(drawn=maps(), cut=st.floats(-0.3, 0.7))
+@settings(deadline=None, max_examples=50)
+def test_counted_lesions_are_those_that_the_mask_touches(drawn: tuple[np.ndarray, np.ndarray], cut: float) -> None:
+    scores, reference = drawn
+    regions = flooded(reference)
+    touched = [region for region in regions if any(scores[place] > cut for place in region)]
+    assert count_lesions(reference, scores > cut) == (len(regions), len(touched))
+    assert count_lesions(reference, None) == (len(regions), None)
+
+
+def test_counting_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        count_lesions(np.zeros((2, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="labels"):
+        count_lesions(np.full((2, 2), 2), None)

@@ -83,6 +83,14 @@ def test_the_model_and_every_threshold_are_the_same_to_the_bit(detectors: dict[s
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "as it is"])
+def test_the_baseline_is_the_same_to_the_bit(detectors: dict[str, Path], variant: str) -> None:
+    ours, theirs = (detectors[v] / "baselines" / "zscore" for v in ("as it is", variant))
+    for name in ("model.pt", "detector.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert load_detector(ours).network.mean.std() > 0
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "as it is"])
 def test_the_description_differs_in_the_test_side_alone(detectors: dict[str, Path], variant: str) -> None:
     found = [json.loads((detectors[v] / "detector.json").read_text()) for v in ("as it is", variant)]
     tests = [description["training"]["split"]["sides"].pop("test") for description in found]

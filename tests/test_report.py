@@ -34,6 +34,7 @@ from monai_anomaly.writers import case_slice, evaluation_json, write_json, write
 from monai_anomaly.writers.evaluation import (
     CaseResult,
     CaseSlice,
+    Confounds,
     Curve,
     DetectorFigures,
     DriftCheck,
@@ -149,6 +150,8 @@ def test_evaluations_that_contradict_themselves_are_refused() -> None:
         ({"curves": [curve]}, "'b', which has no figures"),
         ({"spreads": [SeedSpread("a", "image", "auroc", {0: 0.5})]}, "no column"),
         ({"prevalence": {"image": 1.5}}, "prevalence"),
+        ({"tables": [ExtraTable("t", ["a"], [], detector="b", level="image")]}, "'b', which has no figures"),
+        ({"notes": {"voxel": ["x"]}}, "'voxel', which is no level"),
     ):
         with pytest.raises(ValueError, match=message):
             small(**changes)
@@ -166,6 +169,7 @@ def test_evaluations_that_contradict_themselves_are_refused() -> None:
         lambda: MetricColumn("image", "share", "share", headline=True, higher_is_better=None),
         lambda: ExtraTable("t", ["a", "b"], [[1]]),
         lambda: ExtraTable("t", ["a"], [[math.nan]]),
+        lambda: ExtraTable("t", ["a"], [], detector="own"),
         lambda: SeedSpread("a", "image", "auroc", {}),
     ):
         with pytest.raises(ValueError):
@@ -228,7 +232,19 @@ def test_csv_and_json_hold_the_same_figures(demo: Evaluation, tmp_path: Path) ->
     write_json(tmp_path / "metrics.json", evaluation_json(demo))
     with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["detector", "kind", "level", "metric", "value", "low", "high", "undefined"]
+    assert list(rows[0]) == ["detector", "kind", "level", "metric", "value", "low", "high", "undefined", "group"]
+    grouped = [row for row in rows if row["group"]]
+    rows = [row for row in rows if not row["group"]]
+    [table] = [each for each in demo.tables if each.detector]
+    assert [(row["group"], row["metric"]) for row in grouped] == [
+        (f"scanner: {first}", column) for first, *_ in table.rows for column in table.columns[1:]
+    ]
+    assert {(row["detector"], row["kind"], row["level"]) for row in grouped} == {("ProxyAno", "method", "image")}
+    for row, cell in zip(grouped, [cell for _, *cells in table.rows for cell in cells], strict=True):
+        figure = cell if isinstance(cell, Estimate) else Estimate(cell)  # type: ignore[arg-type]
+        assert [row[key] for key in ("value", "low", "high")] == [
+            "" if value is None else repr(value) for value in (figure.value, figure.low, figure.high)
+        ]
     written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     detectors = {detector["name"]: detector for detector in written["detectors"]}
     assert len(rows) == sum(len(level) for each in detectors.values() for level in each["levels"].values())
@@ -334,7 +350,7 @@ def test_higher_is_not_always_better() -> None:
 def test_what_cannot_be_compared_is_not_called_beaten() -> None:
     [(warning, verdict, detail)] = statements(Estimate(0.5), threshold=("baseline", Estimate(0.1)))
     assert warning
-    assert "does NOT beat the baseline threshold" in verdict
+    assert verdict == "Pixels or voxels: own cannot be said to beat the baseline threshold, as an interval is missing."
     assert "Without intervals nothing can be said of threshold 0.100." in detail
     [(warning, verdict, detail)] = statements(
         Estimate(0.5, 0.4, 0.6), threshold=("baseline", Estimate(None, undefined="it crashed"))
@@ -381,7 +397,30 @@ def test_confounds_are_warned_of(statistic: Estimate, separates: bool) -> None:
     if separates:
         assert confounds[0][0]
         assert "brightness" in confounds[0][2]
-        assert "does NOT beat the picture statistic brightness" in found[-1][1]
+        says = "does NOT beat" if statistic.low is not None else "cannot be said to beat"
+        assert f"it {says} the picture statistic brightness" in found[-1][1]
+
+
+def test_a_finding_on_confounds_stands_beside_the_methods(tmp_path: Path) -> None:
+    figures = {"auroc": Estimate(0.9, 0.8, 0.95)}
+    given = small(
+        metrics=[AUROC],
+        detectors=[
+            DetectorFigures("own", "method", {"image": figures}),
+            DetectorFigures("brightness", "picture statistic", {"image": figures}),
+        ],
+        confounds=Confounds("The brightness says it all.", separates=True),
+        notes={"image": ["No interval of anything: it was late."]},
+    )
+    first = comparison_statements(given)[0]
+    assert (first.warning, first.verdict) == (True, "Scans (image level): The brightness says it all.")
+    assert not any("picture statistic alone" in each.verdict for each in comparison_statements(given))
+    text = " ".join(page_of(tmp_path, given).text.split())
+    table = text[
+        text.index("Figures Below each") if "Figures Below each" in text else text.index("No intervals were") :
+    ]
+    assert table.index("brightness") < table.index("Warning. The brightness says it all.")
+    assert "No interval of anything: it was late." in table
 
 
 def test_a_statistic_that_falls_with_disease_is_a_rival_all_the_same() -> None:
@@ -416,9 +455,12 @@ def test_calibration_in_words() -> None:
     cases = [CaseResult(f"{i}", float(i), label=i % 2, flagged=i > 2, patient=f"p{i // 2 % 2}") for i in range(8)]
     [rule, *_] = calibration_statements(small(calibration=good, cases=cases))
     assert rule.detail == (
-        "2 of 4 normal scans (50 %), 2 of 2 of their patients, were flagged. "
-        "3 of 4 abnormal scans (75 %), 2 of 2 of their patients, were flagged."
+        "2 of 4 normal scans (50 %), 2 of 2 of their patients, have a score above the threshold. "
+        "3 of 4 abnormal scans (75 %), 2 of 2 of their patients, have a score above the threshold."
     )
+    marked = [replace(case, marked=case.score > 4) for case in cases]
+    [rule, *_] = calibration_statements(small(calibration=good, cases=marked))
+    assert "have a score above the threshold; 1 have a mask that is not empty. 3 of 4" in rule.detail
 
 
 def test_numbers_for_reading() -> None:

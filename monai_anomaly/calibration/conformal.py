@@ -45,21 +45,29 @@ def least_normals(alpha: float) -> int:
     return max(1, math.ceil(1.0 / alpha - _ROUNDING) - 1)
 
 
-def check_rate(alpha: float, patients: int) -> None:
+def check_rate(alpha: float, patients: int, otherwise: str = "") -> None:
     """Refuse an error rate that is finer than the calibration patients can carry.
 
     Args:
         alpha: error rate, in (0, 1).
         patients: number n of calibration patients.
+        otherwise: a further way out, for the error's text.
 
     Raises:
-        InputError: if alpha < 1 / (n + 1); says how many normals it needs.
+        InputError: if alpha < 1 / (n + 1); says how many normals it needs, and which rates there are enough for.
         ValueError: if ``alpha`` is outside (0, 1).
     """
     needed = least_normals(alpha)
     if patients < needed:
-        least = f"Calibrate on more, or choose alpha {1 / (patients + 1):.3g} or above." if patients else ""
-        raise InputError(f"alpha {alpha:g}", f"needs {needed} normal calibration patients, there are {patients}", least)
+        remedy = ["Calibrate on more"]
+        if patients:
+            # rounded up: the rate that is named is one that they can carry
+            finest = 1 / (patients + 1)
+            digit = 10.0 ** (math.floor(math.log10(finest)) - 2)
+            remedy.append(f"choose alpha {math.ceil(finest / digit - _ROUNDING) * digit:.3g} or above")
+        remedy += [otherwise] if otherwise else []
+        problem = f"needs {needed} normal calibration patients, there are {patients}"
+        raise InputError(f"alpha {alpha:g}", problem, f"{', or '.join(remedy)}.")
 
 
 def conformal_quantile(scores: Tensor, alpha: float) -> float | None:

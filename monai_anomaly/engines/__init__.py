@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from .baselines import fit_baselines, forget_baselines, load_baselines
+from .calibration import calibrate, fit_slice_statistics
 from .daad import DAADTrainer
 from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
 from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
 from .ensemble import load_members
-from .evaluation import EvaluationRecorder, load_baselines
+from .evaluation import EvaluationRecorder
 from .ganomaly import GANomalyTrainer
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
-from .inference import CohortEvaluator, StackInferer, calibrate, fit_slice_statistics, scan_loader
+from .inference import CohortEvaluator
+from .inferer import StackInferer, scan_loader
 from .itae import HalvingLR, ITAETrainer
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
 from .reconstruction import ReconstructionTrainer
@@ -29,7 +32,6 @@ __all__ = [
     "DetectorFiles",
     "DetectorTraining",
     "EvaluationRecorder",
-    "load_baselines",
     "EncoderAutoencoder",
     "EncoderPretrainingTrainer",
     "HFRAETrainer",
@@ -45,7 +47,10 @@ __all__ = [
     "calibrate",
     "check_unseen",
     "fill_encoder",
+    "fit_baselines",
     "fit_slice_statistics",
+    "forget_baselines",
+    "load_baselines",
     "load_detector",
     "load_members",
     "own_encoder_source",

@@ -13,6 +13,7 @@ import torch
 
 from monai_anomaly import networks
 from monai_anomaly.calibration import FittedBuffers
+from monai_anomaly.data.content import content_hash
 from monai_anomaly.data.split import seen_scans
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
@@ -32,7 +33,7 @@ class DetectorFiles:
     Attributes:
         network: the detector, in eval mode on the CPU.
         preprocessing: of the scans.
-        description: the content of ``detector.json``.
+        description: the content of ``detector.json``, and ``model_sha256``, the SHA-256 of ``model.pt``.
     """
 
     network: AnomalyDetector
@@ -103,6 +104,7 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
         raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
     network = _build(described, name, arguments)
     _load_state(folder / "model.pt", network)
+    description["model_sha256"] = content_hash(str(folder / "model.pt"))
     return DetectorFiles(network.eval(), preprocessing, description)
 
 

@@ -2,53 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from monai_anomaly.metrics import (
     LESION_COLUMNS,
     LesionDetection,
+    MaskMetrics,
     PixelMetrics,
+    VoxelIntervals,
     bootstrap_intervals,
     by_group,
+    count_lesions,
     image_metrics,
     lesion_table,
     patient_level,
+    scan_statistics,
+    score_gap,
 )
-from monai_anomaly.networks import AnomalyDetector, IntensityThreshold
+from monai_anomaly.metrics.scans import group_name
+from monai_anomaly.networks import AnomalyDetector
 
-from .detector_files import load_detector
+from .report_contents import (
+    cohort_sides,
+    drift_checks,
+    froc_curves,
+    group_tables,
+    lesion_floor,
+    lesion_tables,
+    lesion_thresholds,
+    level_notes,
+    metric_columns,
+    scan_curves,
+    table_figures,
+)
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-    from monai_anomaly.writers.evaluation import Curve, Estimate, Evaluation
+    from monai_anomaly.writers.evaluation import Evaluation
 
-__all__ = ["EvaluationRecorder", "load_baselines"]
-
-_IMAGE = {"auroc": "AUROC", "ap": "AP", "sensitivity_at_specificity": "sensitivity at 95 % specificity"}
-_PIXEL = {"auroc": "AUROC", "ap": "AP", "aupro": "AUPRO", "best_dice": "best Dice"}
-
-
-def load_baselines(model_dir: str | Path) -> dict[str, AnomalyDetector]:
-    """What every detector has to beat, for the scans that one takes.
-
-    Args:
-        model_dir: its folder ``models``.
-
-    Returns:
-        By name the intensity threshold, in eval mode.
-    """
-    network = load_detector(model_dir).network
-    return {"intensity threshold": IntensityThreshold(network.spatial_dims, network.in_channels).eval()}
+__all__ = ["EvaluationRecorder"]
 
 
 class EvaluationRecorder:
@@ -56,7 +56,7 @@ class EvaluationRecorder:
 
     Args:
         network: the detector that is reported on.
-        alpha: rate that its thresholds are set for.
+        alpha: rate that its thresholds are set for; None for no threshold.
         map_threshold: of its mask; None for no mask.
         evaluate: also measure against labels and masks.
         baselines: by name; those of the detector's own class are left out. They run with ``evaluate`` alone.
@@ -67,7 +67,7 @@ class EvaluationRecorder:
     def __init__(
         self,
         network: AnomalyDetector,
-        alpha: float,
+        alpha: float | None,
         map_threshold: float | None,
         *,
         evaluate: bool,
@@ -81,10 +81,19 @@ class EvaluationRecorder:
         chosen = dict(baselines or {}) if evaluate else {}
         self.baselines = {n: b.eval() for n, b in chosen.items() if type(b) is not type(network)}
         calibration = network.calibration
-        found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
+        found: dict[str, float | None] = {}
+        self.score_threshold: float | None = None
+        if alpha is not None:
+            found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
+            self.score_threshold = calibration.score_threshold(alpha)
         self.thresholds = {name: value for name, value in found.items() if value is not None}
         self.pixels = {self.name: PixelMetrics(self.thresholds), **{name: PixelMetrics() for name in self.baselines}}
+        self.voxels = {self.name: VoxelIntervals(self.thresholds), **{n: VoxelIntervals() for n in self.baselines}}
+        self.lesion_thresholds = {} if alpha is None else lesion_thresholds(calibration, alpha)
         self.lesions: dict[str, LesionDetection] = {}
+        self.masks = MaskMetrics()
+        self.counts: list[tuple[int | None, int | None]] = []
+        self.digests: list[str] = []
         self.scores: dict[str, list[float]] = {name: [] for name in self.baselines}
         self.lesion_rows: list[dict[str, Any]] = []
         self.statistics: list[dict[str, Any]] = []
@@ -114,6 +123,7 @@ class EvaluationRecorder:
             restoration: (C, X, Y, Z); None for none.
             baselines: by name the map (X, Y, Z) and the score.
         """
+        from monai_anomaly.data.content import shown_digest
         from monai_anomaly.data.picture_statistics import picture_statistics
         from monai_anomaly.writers.report_figures import case_slice
 
@@ -122,18 +132,36 @@ class EvaluationRecorder:
         rows: list[dict[str, Any]] = []
         if mask is not None:
             rows = lesion_table(anomaly_map, mask, affine, self.network.calibration.map_p_value)
-        drawn = case_slice(scan, restoration, anomaly_map, mask, slice_axis=self.slice_axis, reference_mask=reference)
+        counts = (None, None) if reference is None else count_lesions(reference, mask)
+        drawn = case_slice(
+            scan,
+            restoration,
+            anomaly_map,
+            mask,
+            slice_axis=self.slice_axis,
+            reference_mask=reference,
+            by="reference" if counts[0] and counts[1] == 0 else "score",
+        )
+        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        digests = [shown_digest(Path(image)) for image in images]
         statistics = picture_statistics(scan, item) if self.evaluate else {}
+        volume = None if affine is None else float(abs(np.linalg.det(affine[:3, :3])))
         # What can refuse a map comes first: a scan that fails leaves no row behind in any list.
         if self.evaluate and reference is not None:
             self.pixels[self.name].update(anomaly_map, reference)
+            self.voxels[self.name].update(item["patient"], anomaly_map, reference)
             for name, (scores, _) in baselines.items():
                 self.pixels[name].update(scores, reference)
-            if self.thresholds:
-                volume = None if affine is None else float(abs(np.linalg.det(affine[:3, :3])))
-                self.lesions.setdefault(kind, LesionDetection(self.thresholds)).update(anomaly_map, reference, volume)
+                self.voxels[name].update(item["patient"], scores, reference)
+            if self.lesion_thresholds:
+                found = LesionDetection(self.lesion_thresholds, floor=lesion_floor(self.lesion_thresholds))
+                self.lesions.setdefault(kind, found).update(anomaly_map, reference, volume)
+        if self.evaluate and mask is not None:
+            self.masks.update(item["patient"], item.get("label"), mask, reference, kind, volume)
         self.lesion_rows += [{"case": item["case"], "patient": item["patient"], **row} for row in rows]
         self.slices.append(self._kept(drawn))
+        self.counts.append(counts)
+        self.digests += digests
         self.statistics.append(statistics)
         self.groups.append({key: item.get(key) for key in ("site", "scanner")})
         for name, (_, score) in baselines.items():
@@ -152,39 +180,66 @@ class EvaluationRecorder:
             rows: of ``predictions.csv``, in the order in which the scans came.
 
         Returns:
-            ``image``, ``pixel``, ``patient``, ``lesion`` (by volumes and pictures), ``intervals``, ``by_group``,
-            ``confounds``, ``decisions``, ``baselines`` and ``undefined``.
+            ``image``, ``pixel``, ``patient``, ``lesion`` (by volumes and pictures), ``intervals`` of scans,
+            ``patient_intervals`` and ``pixel_intervals`` (each by detector), ``gap``, ``by_group``, ``confounds``,
+            ``decisions`` (of scans, of voxels above the thresholds of the raw map, and of the masks as written, after
+            any clean-up), ``baselines`` and ``undefined``.
         """
         from monai_anomaly.data.picture_statistics import confounds
 
         labels, scores, patients = ([row[key] for row in rows] for key in ("label", "anomaly_score", "patient"))
-        threshold = self.network.calibration.score_threshold(self.alpha)
-        together = patient_level(patients, labels, scores)
-        image = image_metrics(labels, scores, threshold)
-        pixel = self.pixels[self.name].compute()
-        patient = image_metrics(together.labels, together.scores, threshold)
-        intervals = {self.name: bootstrap_intervals(patients, labels, scores)}
-        baselines = {}
-        for name, own in self.scores.items():
-            baselines[name] = {
-                "image": image_metrics(labels, own),
-                "pixel": self.pixels[name].compute(),
-                "patient": image_metrics(*patient_level(patients, labels, own)[1:]),
+        threshold = self.score_threshold
+        intervals: dict[str, Any] = {}
+        patient_intervals: dict[str, Any] = {}
+        pixel_intervals: dict[str, Any] = {}
+
+        def measured(name: str, own: Sequence[float], threshold: float | None) -> dict[str, Any]:
+            together, pixel = patient_level(patients, labels, own), self.pixels[name].compute()
+            statistics = scan_statistics(threshold)
+            intervals[name] = bootstrap_intervals(patients, labels, own, statistics)
+            patient_intervals[name] = (
+                bootstrap_intervals(together.patients, together.labels, together.scores, statistics)
+                if len(together.patients) < len(patients)
+                else intervals[name]  # a scan a patient
+            )
+            pixel_intervals[name] = self.voxels[name].compute({key: pixel[key] for key in ("auroc", "ap")})
+            return {
+                "image": image_metrics(labels, own, threshold),
+                "pixel": pixel,
+                "patient": image_metrics(together.labels, together.scores, threshold),
+                "gap": score_gap(labels, own),
             }
-            intervals[name] = bootstrap_intervals(patients, labels, own)
-        grouped = [{**row, **group} for row, group in zip(rows, self.groups)]
+
+        found = measured(self.name, scores, threshold)
+        baselines = {name: measured(name, own, None) for name, own in self.scores.items()}
         return {
-            "image": image,
-            "pixel": pixel,
-            "patient": patient,
-            "lesion": {kind: found.compute() for kind, found in self.lesions.items()},
+            **found,
+            "lesion": {kind: lesions.compute() for kind, lesions in self.lesions.items()},
             "intervals": intervals,
-            "by_group": {key: by_group(grouped, key, threshold) for key in ("site", "scanner")},
-            "confounds": confounds([{**row, **found} for row, found in zip(rows, self.statistics)])._asdict(),
-            "decisions": {"scan": image["decision"], "voxel": pixel["decisions"]},
+            "patient_intervals": patient_intervals,
+            "pixel_intervals": pixel_intervals,
+            "by_group": {key: self._by_group(rows, key, threshold) for key in ("site", "scanner")},
+            "confounds": confounds([{**row, **own} for row, own in zip(rows, self.statistics)])._asdict(),
+            "decisions": {
+                "scan": found["image"]["decision"],
+                "voxel": found["pixel"]["decisions"],
+                "mask": self.masks.compute(),
+            },
             "baselines": baselines,
-            "undefined": {"image": image["undefined"], "pixel": pixel["undefined"], "patient": patient["undefined"]},
+            "undefined": {level: found[level]["undefined"] for level in ("image", "pixel", "patient")},
         }
+
+    def _by_group(
+        self, rows: Sequence[Mapping[str, Any]], key: str, threshold: float | None
+    ) -> dict[str, dict[str, Any]]:
+        """What ``by_group`` gives, with the intervals of each group."""
+        grouped = [{**row, key: group[key]} for row, group in zip(rows, self.groups)]
+        found = by_group(grouped, key, threshold)
+        for name, metrics in found.items():
+            own = [row for row in grouped if group_name(row, key) == name]
+            patients, labels, scores = ([row[part] for row in own] for part in ("patient", "label", "anomaly_score"))
+            metrics["intervals"] = bootstrap_intervals(patients, labels, scores, scan_statistics(threshold))
+        return found
 
     def evaluation(
         self,
@@ -202,13 +257,12 @@ class EvaluationRecorder:
             metrics: of ``metrics``; None for an inference.
         """
         from monai_anomaly import __version__
-        from monai_anomaly.writers.evaluation import CaseResult, DriftCheck, Evaluation, ReportCalibration, ReportMethod
+        from monai_anomaly.writers.evaluation import CaseResult, Evaluation, ReportCalibration, ReportMethod
 
         calibration = self.network.calibration
-        threshold = calibration.score_threshold(self.alpha)
+        threshold = self.score_threshold
         config: Any = self.network.config
         settings: dict[str, Any] = config["arguments"]
-        label = settings.get("encoder_label")
         cases = [
             CaseResult(
                 name=row["case"],
@@ -216,10 +270,13 @@ class EvaluationRecorder:
                 label=row["label"],
                 p_value=row["p_value"],
                 flagged=None if threshold is None else row["anomaly_score"] > threshold,
+                marked=row["flagged"],
                 patient=row["patient"],
+                lesions=lesions[0],
+                lesions_found=lesions[1],
                 pictures=drawn,
             )
-            for row, drawn in zip(rows, self.slices)
+            for row, lesions, drawn in zip(rows, self.counts, self.slices)
         ]
         calibrated = None
         if calibration.scores.numel():
@@ -228,107 +285,63 @@ class EvaluationRecorder:
                 patients=int(calibration.scores.numel()),
                 score_threshold=threshold,
                 map_threshold=self.map_threshold,
-                rule="a scan is flagged where its score is above the conformal quantile of the calibration patients",
+                rule="the threshold of scores is the conformal quantile of the calibration patients' highest scores; a "
+                "mask holds the voxels above the threshold of maps",
                 scores=calibration.scores.cpu().numpy(),
-                drift=[] if drift is None else [DriftCheck("all checks", drift["statement"], drift["drift"])],
+                drift=drift_checks(drift),
             )
         return Evaluation(
             title=f"{self.name}: {'evaluation' if metrics else 'inference'}",
-            method=ReportMethod(
-                self.name, __version__, f"model.pt, encoder {label}" if label else "model.pt", settings
-            ),
-            cohort=self._cohort(rows),
+            method=ReportMethod(self.name, __version__, self._weights(settings), settings),
+            cohort=cohort_sides(self.description, rows, self.digests),
             calibration=calibrated,
             cases=cases,
             failures=[(failure["case"], failure["error"]) for failure in failures],
             **({} if metrics is None else self._tables(rows, metrics)),
         )
 
-    def _cohort(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-        from monai_anomaly.writers.evaluation import CohortSide
-
-        def digest(names: Sequence[str]) -> str:
-            return hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()
-
-        split = ((self.description or {}).get("training") or {}).get("split") or {}
-        sides = [
-            CohortSide(name, side["scans"], side["patients"], digest(side["digests"]))
-            for name, side in split.get("sides", {}).items()
-            if name != "test" and side["scans"]
-        ]
-        labels = [row["label"] for row in rows]
-        counts = (labels.count(0), labels.count(1)) if any(label is not None for label in labels) else (None, None)
-        patients = len({row["patient"] for row in rows})
-        return [*sides, CohortSide("test", len(rows), patients, digest([row["case"] for row in rows]), *counts)]
+    def _weights(self, settings: Mapping[str, Any]) -> str:
+        digest = (self.description or {}).get("model_sha256")
+        parts = [f"model.pt, SHA-256 {digest}" if digest else "in memory, not loaded from a file"]
+        if settings.get("encoder_label"):
+            parts.append(f"encoder {settings['encoder_label']}")
+        return "; ".join(parts)
 
     def _tables(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
-        from monai_anomaly.writers.evaluation import DetectorFigures, Estimate, MetricColumn
+        from monai_anomaly.writers.evaluation import Confounds, DetectorFigures, Estimate
 
-        def figures(
-            found: Mapping[str, Any], keys: Mapping[str, str], bounds: Mapping[str, Any]
-        ) -> dict[str, Estimate]:
-            return {
-                key: Estimate(
-                    found[key],
-                    bounds.get(key, {}).get("low"),
-                    bounds.get(key, {}).get("high"),
-                    "" if found[key] is not None else found["undefined"].get(key, "undefined"),
-                )
-                for key in keys
+        columns = metric_columns(metrics, self.thresholds, self.score_threshold)
+        intervals = {
+            name: {
+                "image": metrics["intervals"][name],
+                "patient": metrics["patient_intervals"][name],
+                "pixel": metrics["pixel_intervals"][name],
             }
-
-        tables: tuple[tuple[Literal["image", "patient", "pixel"], dict[str, str]], ...]
-        tables = (("image", _IMAGE), ("patient", _IMAGE), ("pixel", _PIXEL))
-        columns = [
-            MetricColumn(
-                level,
-                key,
-                label,
-                headline=key == "auroc",
-                chance=0.5 if key == "auroc" else None,
-                two_sided=level == "image" and key == "auroc",
-            )
-            for level, keys in tables
-            for key, label in keys.items()
+            for name in (self.name, *metrics["baselines"])
+        }
+        detectors = [DetectorFigures(self.name, "method", table_figures(columns, metrics, intervals[self.name]))]
+        detectors += [
+            DetectorFigures(name, "baseline", table_figures(columns, found, intervals[name]))
+            for name, found in metrics["baselines"].items()
         ]
-        detectors = []
-        for name, found in ((self.name, metrics), *metrics["baselines"].items()):
-            levels = {
-                "image": figures(found["image"], _IMAGE, metrics["intervals"][name]["intervals"]),
-                "patient": figures(found["patient"], _IMAGE, {}),
-                "pixel": figures(found["pixel"], _PIXEL, {}),
-            }
-            detectors.append(DetectorFigures(name, "method" if name == self.name else "baseline", levels))
         for row in metrics["confounds"]["rows"]:
             value = Estimate(row["auroc"], row["low"], row["high"], row["reason"] if row["auroc"] is None else "")
-            detectors.append(DetectorFigures(row["statistic"], "picture statistic", {"image": {"auroc": value}}))
+            name = row["statistic"].replace("_", " ")
+            detectors.append(DetectorFigures(name, "picture statistic", {"image": {"auroc": value}}))
         shares = {level: metrics[level]["prevalence"] for level in ("image", "patient", "pixel")}
+        scores = {self.name: [row["anomaly_score"] for row in rows], **self.scores}
         return {
             "metrics": columns,
             "detectors": detectors,
-            "curves": self._curves(rows),
+            "curves": scan_curves(self.name, [row["label"] for row in rows], scores)
+            + froc_curves(self.name, self.lesions),
             "intervals": "95 % bootstrap over patients (picture statistics: normal approximation over patients)",
             "prevalence": {level: share for level, share in shares.items() if share is not None},
+            "tables": ([] if self.alpha is None else lesion_tables(metrics, self.name, self.alpha))
+            + group_tables(metrics["by_group"], self.name),
+            "confounds": Confounds(metrics["confounds"]["sentence"], metrics["confounds"]["separates"]),
+            "notes": level_notes(columns, intervals[self.name]),
         }
-
-    def _curves(self, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
-        from sklearn.metrics import precision_recall_curve, roc_curve
-
-        from monai_anomaly.writers.evaluation import Curve
-
-        known = [i for i, row in enumerate(rows) if row["label"] is not None]
-        truth = np.array([rows[i]["label"] for i in known])
-        if len(set(truth.tolist())) < 2:
-            return []
-        curves = []
-        for name, scores in ((self.name, [row["anomaly_score"] for row in rows]), *self.scores.items()):
-            kind: Literal["method", "baseline"] = "method" if name == self.name else "baseline"
-            values = np.array([scores[i] for i in known], dtype=np.float64)
-            false_rate, sensitivity, _ = roc_curve(truth, values)
-            precision, recall, _ = precision_recall_curve(truth, values)
-            curves.append(Curve(name, kind, "image", "roc", false_rate, sensitivity))
-            curves.append(Curve(name, kind, "image", "pr", recall, precision))
-        return curves
 
     def write(
         self,
@@ -337,8 +350,17 @@ class EvaluationRecorder:
         failures: Sequence[Mapping[str, str]],
         drift: Mapping[str, Any] | None,
         show_patients: bool = False,
+        report: bool = True,
     ) -> dict[str, Any]:
         """Write ``report.html``, ``lesions.csv`` and, of an evaluation, ``metrics.json`` and ``metrics.csv``.
+
+        Args:
+            folder: where to.
+            rows: as for ``metrics``.
+            failures: as for ``evaluation``.
+            drift: see ``drift_report``.
+            show_patients: name patients on the page.
+            report: write the page; False removes that of an earlier run, which would tell of other figures.
 
         Returns:
             The metrics; empty without ``evaluate``.
@@ -355,7 +377,10 @@ class EvaluationRecorder:
             metrics["evaluation"] = evaluation_json(evaluation)
             write_json(folder / "metrics.json", metrics)
             write_metrics_csv(folder / "metrics.csv", evaluation)
-        write_report(folder / "report.html", evaluation, show_patients=show_patients)
+        if report:
+            write_report(folder / "report.html", evaluation, show_patients=show_patients)
+        else:
+            (folder / "report.html").unlink(missing_ok=True)
         return metrics
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,240 +12,22 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.engines.evaluator import Evaluator
-from monai.inferers import Inferer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from monai_anomaly.calibration import (
-    ConformalCalibration,
-    MaskCleanup,
-    PlaceSums,
-    ScanTail,
-    drift_report,
-    least_normals,
-    scan_facts,
-)
+from monai_anomaly.calibration import MaskCleanup, check_rate, drift_report, least_normals, scan_facts
 from monai_anomaly.data.cohort import load_mask
-from monai_anomaly.data.slices import ScanDataset, SliceDataset, describe_failure
+from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
-from monai_anomaly.transforms import ScanPreprocessing, foreground_level
+from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.transforms import ScanPreprocessing
 
 from .evaluation import EvaluationRecorder
+from .inferer import StackInferer, foreground_of, misfit
 
-__all__ = ["CohortEvaluator", "StackInferer", "calibrate", "fit_slice_statistics", "scan_loader"]
+__all__ = ["CohortEvaluator", "raise_for_failures"]
 
 logger = logging.getLogger(__name__)
-
-
-class StackInferer(Inferer):
-    """Runs a detector over a stack of slices in batches; its memory does not grow with their number.
-
-    A detector in three dimensions gets the volume whole, in one forward pass.
-
-    Args:
-        batch_size: slices in one forward pass.
-        amp: mixed precision on a GPU.
-    """
-
-    def __init__(self, batch_size: int = 8, amp: bool = False) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self.batch_size, self.amp = batch_size, amp
-
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> AnomalyOutput:
-        """Detect.
-
-        Args:
-            inputs: shape (C, H, W, S), or (C, X, Y, Z) for a detector in three dimensions.
-            network: the detector, in eval mode.
-            tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration. A
-                volume is run whole.
-
-        Returns:
-            Map (1, H, W, S), score (1,) and restoration (C, H, W, S), or None where the detector gives none. The score
-            of a scan is that of its most anomalous slice (see ``SliceStatistics``), of a volume the detector's own.
-        """
-        device = _device(network)
-        stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        if components := network.components():
-            together = network.combine([self(stack, component, tissue) for component in components])
-            if network.spatial_dims == 2 and tissue is not None:
-                together.anomaly_map[..., ~tissue] = 0
-            return together
-        restoration: Tensor | None = None
-        if network.spatial_dims == 3:
-            output = self._detect(network, stack[None].to(device))
-            if output.restoration is not None:
-                restoration = output.restoration[0].float().cpu()
-            return AnomalyOutput(output.anomaly_map[0].float().cpu(), output.anomaly_score.float().cpu(), restoration)
-        anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
-        chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
-        scores = []
-        for index in chosen.split(self.batch_size):
-            output = self._detect(network, stack[..., index].movedim(-1, 0).contiguous().to(device))
-            anomaly_map[..., index] = output.anomaly_map.movedim(0, -1).float().cpu()
-            if output.restoration is not None:
-                restoration = stack.clone() if restoration is None else restoration
-                restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
-            scores.append(output.anomaly_score.float().cpu())
-        return AnomalyOutput(anomaly_map, network.slice_statistics.volume_score(torch.cat(scores)), restoration)
-
-    def _detect(self, network: AnomalyDetector, batch: Tensor) -> AnomalyOutput:
-        with torch.autocast(batch.device.type, enabled=self.amp and batch.device.type == "cuda"):
-            return network.detect(batch)
-
-
-def scan_loader(
-    data: Sequence[dict[str, Any]] | ScanDataset, preprocessing: ScanPreprocessing | None = None, num_workers: int = 0
-) -> DataLoader:
-    """Scans one by one, in order; a scan that cannot be read comes as its error.
-
-    Args:
-        data: the cohort's items, or a ``ScanDataset``.
-        preprocessing: of the items.
-        num_workers: processes that read ahead.
-    """
-    dataset = data if isinstance(data, ScanDataset) else ScanDataset(data, preprocessing)
-    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
-
-
-@dataclass
-class _Gathered:
-    """What the calibration normals gave, by patient."""
-
-    items: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    maxima: dict[str, float] = field(default_factory=dict)
-    tails: dict[str, list[ScanTail]] = field(default_factory=lambda: defaultdict(list))
-    facts: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    places: PlaceSums = field(default_factory=PlaceSums)
-    failures: list[dict[str, str]] = field(default_factory=list)
-
-
-def calibrate(
-    network: AnomalyDetector,
-    data: Sequence[dict[str, Any]],
-    preprocessing: ScanPreprocessing,
-    inferer: StackInferer | None = None,
-    num_workers: int = 0,
-    progress: bool = True,
-) -> list[dict[str, str]]:
-    """Fit ``network.calibration`` on held-out normals (see ``ConformalCalibration``).
-
-    A detector with components has them calibrated first, on the same normals; each patient is then scored without its
-    own part in the components' calibrations (see ``Ensemble``).
-
-    Args:
-        network: the trained detector, on the device to run on.
-        data: the cohort's calibration items.
-        preprocessing: as in training.
-        inferer: how the detector is run.
-        num_workers: processes that read ahead.
-        progress: show a progress bar.
-
-    Returns:
-        The scans that could not be used, each ``{"case", "image", "error"}``.
-    """
-    return _calibrate(network, data, preprocessing, inferer or StackInferer(), num_workers, progress).failures
-
-
-def _calibrate(
-    network: AnomalyDetector,
-    data: Sequence[dict[str, Any]],
-    preprocessing: ScanPreprocessing,
-    inferer: StackInferer,
-    num_workers: int,
-    progress: bool,
-) -> _Gathered:
-    from tqdm import tqdm
-
-    network.eval()
-    of_components = [
-        (component, _calibrate(component, data, preprocessing, inferer, num_workers, progress))
-        for component in network.components()
-    ]
-    gathered = _Gathered()
-    scans = Counter(item["patient"] for item in data)
-    loader = scan_loader(data, preprocessing, num_workers)
-    for entry in tqdm(loader, total=len(data), desc="calibration", unit="scan", disable=not progress):
-        item, patient = entry["item"], entry["item"]["patient"]
-        problem = entry.get("error") or _misfit(entry, network)
-        if problem is not None:
-            gathered.failures.append({"case": item["case"], "image": str(item["image"]), "error": problem})
-            continue
-        stack, tissue = entry["stack"], entry["tissue"]
-        with _left_out(of_components, patient):
-            output = inferer(stack, network, tissue)
-        native = preprocessing.to_scan(output.anomaly_map, stack)[0].numpy()
-        foreground = _foreground(entry["scan"])
-        gathered.items[patient].append(float(output.anomaly_score))
-        gathered.maxima[patient] = max(gathered.maxima.get(patient, -np.inf), float(native.max()))
-        gathered.tails[patient].append(ScanTail.of(native[foreground]))
-        gathered.facts[patient].append(scan_facts(entry["scan"], foreground))
-        gathered.places.add(output.anomaly_map, tissue, 1 / scans[patient], network.spatial_dims == 3)
-    calibration = network.calibration
-    calibration.fit({p: max(items) for p, items in gathered.items.items()}, gathered.maxima, gathered.items)
-    calibration.tail.fit(gathered.tails)
-    calibration.places.fit(gathered.places)
-    calibration.facts.fit(gathered.facts)
-    return gathered
-
-
-@contextmanager
-def _left_out(components: Sequence[tuple[AnomalyDetector, _Gathered]], patient: str) -> Iterator[None]:
-    """Within, the components' calibrations are those of a new patient, for one that they were calibrated on."""
-    kept = [component.calibration for component, _ in components]
-    for component, gathered in components:
-        full = component.calibration
-        index = sorted(gathered.items).index(patient)
-        # A score that no other reaches leaves the patient out of every count, and in the number of patients.
-        own = full.item_patients == index
-        left = ConformalCalibration().to(full.scores.device)
-        left.fill(
-            scores=full.scores,
-            map_maxima=full.map_maxima,
-            item_scores=full.item_scores.masked_fill(own, -torch.inf),
-            item_patients=full.item_patients,
-        )
-        left.tail = full.tail.without(gathered.tails[patient], len(gathered.tails))
-        component.calibration = left
-    try:
-        yield
-    finally:
-        for (component, _), calibration in zip(components, kept):
-            component.calibration = calibration
-
-
-def _foreground(scan: MetaTensor) -> np.ndarray:
-    """Where a scan holds tissue, shape (X, Y, Z), bool: any channel above its level."""
-    channels = scan.as_tensor()
-    return np.any([(channel > foreground_level(channel)).numpy() for channel in channels], axis=0)
-
-
-@torch.no_grad()
-def fit_slice_statistics(
-    network: AnomalyDetector, dataset: SliceDataset, batch_size: int = 8, progress: bool = True
-) -> None:
-    """Fit ``network.slice_statistics`` over the training normals.
-
-    Args:
-        network: the trained detector, on the device to run on.
-        dataset: the training slices.
-        batch_size: slices in one forward pass.
-        progress: show a progress bar.
-    """
-    from tqdm import tqdm
-
-    if network.spatial_dims == 3:
-        return  # volumes are scored whole
-    network.eval()
-    device = _device(network)
-    scans = []
-    for images in tqdm(dataset.scans(), total=len(dataset.arrays), desc="normal slices", disable=not progress):
-        parts = images.split(batch_size)
-        scans.append(torch.cat([network.detect(part.to(device)).anomaly_score.float().cpu() for part in parts]))
-    network.slice_statistics.fit(scans)
 
 
 class CohortEvaluator(Evaluator):
@@ -263,7 +42,8 @@ class CohortEvaluator(Evaluator):
         output_dir: where the cases go.
         device: where the detector runs.
         inferer: how it is run.
-        alpha: error rate that the mask's threshold is set for.
+        alpha: error rate that the mask's threshold is set for, and the threshold of scores in the report; None for
+            neither.
         mask_rule: ``"family"``: at most ``alpha`` of normal patients have any flagged voxel; ``"voxel"``: about
             ``alpha`` of normal tissue voxels are flagged.
         least_lesion_mm3: see ``MaskCleanup``; it keeps the rate.
@@ -277,12 +57,14 @@ class CohortEvaluator(Evaluator):
         description: the content of ``detector.json``.
         resample_masks: lay reference masks of another grid on the scan's (see ``load_mask``); False: refuse them.
         show_patients: name patients in ``report.html``.
+        report: write ``report.html``.
         val_handlers: MONAI or ignite handlers.
         progress: show a progress bar.
 
     Raises:
         InputError: if there is no scan, one of them is a result of an earlier run, the output folder cannot be
-            written to, or the detector's calibration has nothing for the ``calibrated_map`` asked for.
+            written to, the detector was calibrated on fewer patients than ``alpha`` needs (``mask_rule`` family), or
+            its calibration has nothing for the ``calibrated_map`` asked for.
         ValueError: for an option out of range.
     """
 
@@ -294,7 +76,7 @@ class CohortEvaluator(Evaluator):
         output_dir: str | Path,
         device: torch.device | str = "cpu",
         inferer: StackInferer | None = None,
-        alpha: float = 0.05,
+        alpha: float | None = 0.05,
         mask_rule: str = "family",
         least_lesion_mm3: float = 0.0,
         inside_foreground: bool = False,
@@ -305,6 +87,7 @@ class CohortEvaluator(Evaluator):
         description: dict[str, Any] | None = None,
         resample_masks: bool = False,
         show_patients: bool = False,
+        report: bool = True,
         val_handlers: Sequence[Any] | None = None,
         progress: bool = True,
     ) -> None:
@@ -328,15 +111,12 @@ class CohortEvaluator(Evaluator):
         self.alpha, self.evaluate, self.overview_slices = alpha, evaluate, overview_slices
         self.progress = progress
         self.mask_rule, self.calibrated_map = mask_rule, calibrated_map
-        calibration = network.calibration
-        self.threshold = (
-            calibration.map_threshold(alpha) if mask_rule == "family" else calibration.voxel_threshold(alpha)
-        )
+        self.threshold = self._mask_threshold()
         self.cleanup = MaskCleanup(least_lesion_mm3, inside_foreground)
         self.facts: dict[str, list[np.ndarray]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
-        self.resample_masks, self.show_patients = resample_masks, show_patients
+        self.resample_masks, self.show_patients, self.report = resample_masks, show_patients, report
         self.recorder = EvaluationRecorder(
             self.network,
             alpha,
@@ -357,7 +137,8 @@ class CohortEvaluator(Evaluator):
         from tqdm import tqdm
 
         if self.threshold is None:
-            logger.warning(f"no masks: {self._why_no_mask()}")
+            # what was asked for is no warning
+            logger.log(logging.INFO if self.alpha is None else logging.WARNING, f"no masks: {self.why_no_mask}")
         self.network.eval()
         self._bar = tqdm(total=len(self.data_loader), desc="scans", unit="scan", disable=not self.progress)
         try:
@@ -367,12 +148,28 @@ class CohortEvaluator(Evaluator):
             self._write_tables()
             self._write_drift()
 
-    def _why_no_mask(self) -> str:
+    def _mask_threshold(self) -> float | None:
+        if self.alpha is None:
+            return None
         calibration = self.network.calibration
-        patients = int(calibration.scores.numel())
-        if self.mask_rule == "family" or not patients:
+        if self.mask_rule == "voxel":
+            return calibration.voxel_threshold(self.alpha)
+        # A detector that was never calibrated gives scores and maps, and says that it gives no more.
+        if patients := int(calibration.scores.numel()):
+            check_rate(self.alpha, patients, "go without masks: alpha None, on a command line --alpha '$None'")
+        return calibration.map_threshold(self.alpha)
+
+    @property
+    def why_no_mask(self) -> str:
+        """The reason why there are no masks; empty where there are."""
+        if self.threshold is not None:
+            return ""
+        if self.alpha is None:
+            return "alpha is None: none are asked for"
+        calibration = self.network.calibration
+        if not calibration.scores.numel():
             needed = least_normals(self.alpha)
-            return f"the detector was calibrated on {patients} patient(s), a rate of {self.alpha} needs {needed}"
+            return f"the detector is not calibrated; a rate of {self.alpha:g} needs {needed} normal patients"
         if not calibration.tail.rates.numel():
             return "the detector has no table of normal voxels, calibrate it again or take the mask_rule family"
         finest = float(calibration.tail.rates[-1])
@@ -381,7 +178,7 @@ class CohortEvaluator(Evaluator):
     def _iteration(self, engine: Any, entry: dict[str, Any]) -> dict[str, Any]:
         item = entry["item"]
         output: dict[str, Any] = {}
-        problem = entry.get("error") or _misfit(entry, self.network)
+        problem = entry.get("error") or misfit(entry, self.network)
         if problem is None:
             try:
                 output = self._score(entry)
@@ -411,7 +208,7 @@ class CohortEvaluator(Evaluator):
         extra_maps = self._extra_maps(output.anomaly_map, anomaly_map, entry)
         restored = output.restoration is not None
         del output  # what is on the scan's voxels now is not kept on the slices' too
-        foreground = _foreground(scan)
+        foreground = foreground_of(scan)
         mask = None if self.threshold is None else self.cleanup(anomaly_map > self.threshold, scan, foreground)
         folder = self.output_dir / item["case"]
         _refuse_foreign(folder)
@@ -453,6 +250,7 @@ class CohortEvaluator(Evaluator):
             "flagged": None if mask is None else int(mask.any()),
             "threshold": self.threshold,
             "alpha": None if mask is None else self.alpha,
+            "no_mask": self.why_no_mask or None,
         }
         facts = scan_facts(scan, foreground)
         self.recorder.add(
@@ -515,7 +313,7 @@ class CohortEvaluator(Evaluator):
         for row in self.rows:
             row["patient_p_value"] = self.network.calibration.patient_p_value(highest[row["patient"]])
         columns = ["case", "image", "patient", "label", "anomaly_score"]
-        columns += ["p_value", "patient_p_value", "flagged", "threshold", "alpha"]
+        columns += ["p_value", "patient_p_value", "flagged", "threshold", "alpha", "no_mask"]
         write_csv(self.output_dir / "predictions.csv", self.rows, columns)
         if self.failures:
             write_csv(self.output_dir / "failures.csv", self.failures, ["case", "image", "error"])
@@ -565,7 +363,9 @@ class CohortEvaluator(Evaluator):
         Raises:
             SystemExit: if a scan failed; the message lists them.
         """
-        metrics = self.recorder.write(self.output_dir, self.rows, self.failures, self.drift(), self.show_patients)
+        metrics = self.recorder.write(
+            self.output_dir, self.rows, self.failures, self.drift(), self.show_patients, self.report
+        )
         logger.info(f"{len(self.rows)} scan(s) written to {self.output_dir}")
         raise_for_failures(self.failures, self.output_dir / "failures.csv")
         return metrics
@@ -600,15 +400,6 @@ def _check_calibrated_map(network: AnomalyDetector, calibrated_map: str) -> None
         )
 
 
-def _misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
-    """Why a scan that was read is none for this detector."""
-    if "stack" not in entry or entry["stack"].shape[0] == network.in_channels:
-        return None
-    problem = f"has {entry['stack'].shape[0]} channel(s), the detector takes {network.in_channels}"
-    where = entry["item"]["image"]
-    return str(InputError(where, problem, "Give scans of the kind that it was trained on."))
-
-
 def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
     """A folder that holds both scans and results would have its maps scored as scans."""
     for item in data:
@@ -620,10 +411,6 @@ def _refuse_results(data: Sequence[dict[str, Any]]) -> None:
             raise InputError(
                 first, "is a result of an earlier run, not a scan", "Keep output_dir outside of the folder of scans."
             )
-
-
-def _device(network: AnomalyDetector) -> torch.device:
-    return next(itertools.chain(network.parameters(), network.buffers())).device
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -15,11 +15,14 @@ from torch import nn
 from monai_anomaly.data.content import content_hash
 from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.networks import AnomalyDetector, ZScore
 from monai_anomaly.transforms import ScanPreprocessing
 
+from .baselines import fit_baselines, forget_baselines
+from .calibration import calibrate, fit_slice_statistics
 from .detector_files import save_detector
-from .inference import StackInferer, calibrate, fit_slice_statistics, raise_for_failures
+from .inference import raise_for_failures
+from .inferer import StackInferer
 from .selection import selection_named
 from .stages import StageTrainer, first_process, train_stages
 from .training_data import ImageBatches, TrainingData
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 class DetectorTraining:
     """Train a detector in stages, fit its normal statistics, calibrate it on held-out normals, and write ``models/``.
+
+    The z-score that evaluations set beside it is fitted last, on the same training normals (see ``fit_baselines``).
 
     Args:
         network: the detector, on its device.
@@ -206,8 +211,13 @@ class DetectorTraining:
                     if item["case"] not in {failure["case"] for failure in self.failures}
                 ),
             }
-            save_detector(self.output_dir / "models", self.network, self.preprocessing, facts)
-            logger.info(f"the detector is in {self.output_dir / 'models'}")
+            models = self.output_dir / "models"
+            forget_baselines(models)
+            save_detector(models, self.network, self.preprocessing, facts)
+            if not isinstance(self.network, ZScore):
+                standardised = self.volume_score == "standardised"
+                fit_baselines(models, dataset, self.preprocessing, self.inferer.batch_size, standardised)
+            logger.info(f"the detector is in {models}")
         return history
 
     @torch.no_grad()

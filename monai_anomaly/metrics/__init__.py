@@ -11,7 +11,8 @@ from .evaluators import (
     PixelMapMetric,
 )
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
-from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, lesion_table
+from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
+from .masks import MaskMetrics
 from .papers import score_gap, selection_summary, training_stability
 from .pro import RegionOverlap
 from .ranking import auroc, average_precision, best_dice, ranking_metrics
@@ -25,6 +26,7 @@ from .scans import (
 )
 from .score_digest import ScoreDigest
 from .video import normality_scores, video_metrics, video_metrics_of
+from .voxel_intervals import VoxelIntervals
 from .voxels import PixelMetrics
 
 __all__ = [
@@ -36,17 +38,20 @@ __all__ = [
     "LesionDetection",
     "LesionDetectionHandler",
     "LesionDetectionMetric",
+    "MaskMetrics",
     "PatientScores",
     "PixelMapHandler",
     "PixelMapMetric",
     "PixelMetrics",
     "RegionOverlap",
     "ScoreDigest",
+    "VoxelIntervals",
     "auroc",
     "average_precision",
     "best_dice",
     "bootstrap_intervals",
     "by_group",
+    "count_lesions",
     "decision_metrics",
     "image_metrics",
     "lesion_table",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .ranking import auroc, average_precision
-from .scans import decision_metrics, sensitivity_at_specificity
+from .scans import ConfusionCounts, sensitivity_at_specificity
 
 __all__ = ["bootstrap_intervals", "mean_and_spread", "scan_statistics"]
 
@@ -35,7 +35,12 @@ def scan_statistics(threshold: float | None = None, specificity: float = 0.95) -
         return sensitivity_at_specificity(labels.tolist(), scores.tolist(), specificity)["sensitivity"]
 
     def decision(name: str, value: float) -> Statistic:
-        return lambda labels, scores: decision_metrics(labels.tolist(), scores.tolist(), value)[name]
+        def at_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
+            counts = ConfusionCounts(value)
+            counts.add(scores, labels.astype(bool))
+            return counts.metrics()[name]
+
+        return at_threshold
 
     found: dict[str, Statistic] = {
         "auroc": lambda labels, scores: auroc(scores, labels),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .ranking import checked_labels
 
-__all__ = ["LESION_COLUMNS", "PIXEL_CLASSES", "VOLUME_CLASSES", "LesionDetection", "lesion_table"]
+__all__ = ["LESION_COLUMNS", "PIXEL_CLASSES", "VOLUME_CLASSES", "LesionDetection", "count_lesions", "lesion_table"]
 
 LESION_COLUMNS = (
     "lesion",
@@ -59,6 +59,27 @@ def _checked(anomaly_map: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[np.ndarra
     if scores.size and np.isnan(scores.min()):
         raise ValueError("a score is NaN: such scores have no rank.")
     return scores, lesions
+
+
+def count_lesions(reference: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[int, int | None]:
+    """How many true lesions there are, and how many of them a mask touches.
+
+    Args:
+        reference: of any shape, True or 1 on lesions.
+        mask: of the same shape, true where flagged; None for none.
+
+    Returns:
+        The number of connected parts of the reference, and of those with a flagged voxel; None without a mask.
+
+    Raises:
+        ValueError: if the shapes differ, or a label is neither 0 nor 1.
+    """
+    lesions = checked_labels(reference)
+    flagged = None if mask is None else checked_labels(mask)
+    if flagged is not None and flagged.shape != lesions.shape:
+        raise ValueError(f"reference of shape {lesions.shape} but mask of shape {flagged.shape}.")
+    parts, number = _components(lesions)
+    return int(number), None if flagged is None else int(np.unique(parts[flagged & (parts > 0)]).size)
 
 
 def lesion_table(

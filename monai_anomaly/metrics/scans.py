@@ -253,6 +253,12 @@ def patient_level(patients: Sequence[Hashable], labels: Sequence[int | None], sc
     return PatientScores(list(found), [label for label, _ in found.values()], [score for _, score in found.values()])
 
 
+def group_name(row: Mapping[str, Any], key: str) -> str:
+    """The group of a row, as ``by_group`` names it."""
+    name = row.get(key)
+    return NOT_STATED if name in (None, "") else str(name)
+
+
 def by_group(rows: Sequence[Mapping[str, Any]], key: str, threshold: float | None = None) -> dict[str, dict[str, Any]]:
     """Metrics of scans by what their rows say under a key, such as ``site`` or ``scanner``.
 
@@ -270,8 +276,7 @@ def by_group(rows: Sequence[Mapping[str, Any]], key: str, threshold: float | Non
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        name = row.get(key)
-        groups.setdefault(NOT_STATED if name in (None, "") else str(name), []).append(row)
+        groups.setdefault(group_name(row, key), []).append(row)
     if set(groups) <= {NOT_STATED}:
         return {}
     results = {}

@@ -20,6 +20,7 @@ __all__ = [
     "CaseResult",
     "CaseSlice",
     "CohortSide",
+    "Confounds",
     "Curve",
     "DetectorFigures",
     "DriftCheck",
@@ -201,7 +202,7 @@ class CohortSide:
         name: ``training``, ``validation``, ``calibration`` or ``test``.
         scans: how many.
         patients: how many; None where the cohort does not say.
-        sha256: hash of the list of its files, hexadecimal.
+        sha256: hash of what its scans' files show, whatever they are called, hexadecimal.
         normal: of the scans, those labelled normal; None where there are no labels.
         abnormal: of the scans, those labelled abnormal.
     """
@@ -252,16 +253,16 @@ class ReportCalibration:
     """How scores became decisions.
 
     Attributes:
-        alpha: rate of normal patients that may be flagged, in (0, 1).
+        alpha: rate of normal patients that may be flagged, in (0, 1); None where none was asked for.
         patients: calibration patients, none of whom was trained on.
-        score_threshold: scans with a higher score are flagged; None where the patients are too few for ``alpha``.
+        score_threshold: scans with a higher score are flagged; None with too few patients or no ``alpha``.
         map_threshold: voxels with a higher value are in the mask, in the units of the map; None where there is none.
         rule: how the thresholds follow from the calibration scores, in words.
         scores: shape (n,), calibration scores in the units of the cases' scores, for the histogram; may be empty.
         drift: the checks of this cohort against the calibration; empty where none was made.
     """
 
-    alpha: float
+    alpha: float | None
     patients: int
     score_threshold: float | None
     map_threshold: float | None
@@ -272,7 +273,7 @@ class ReportCalibration:
     def __post_init__(self) -> None:
         for name in ("alpha", "score_threshold", "map_threshold"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
-        if not 0.0 < self.alpha < 1.0:
+        if self.alpha is not None and not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha is a rate between 0 and 1, got {self.alpha}")
         if not np.isfinite(np.asarray(self.scores, dtype=np.float64)).all():
             raise ValueError("a calibration score is NaN or infinite.")
@@ -315,7 +316,9 @@ class CaseResult:
         score: its anomaly score, finite.
         label: 0 normal, 1 abnormal, None unknown.
         p_value: its conformal p-value, in (0, 1]; None without calibration.
-        flagged: whether the calibrated rule reports it; None without a threshold.
+        flagged: whether its score is above the calibrated threshold; None without a threshold.
+        marked: whether its mask has any voxel, which is the column ``flagged`` of ``predictions.csv``; None without a
+            mask.
         patient: who it is of, empty where unknown. Printed only where asked for.
         lesions: lesions in the reference; None without a reference.
         lesions_found: of these, those that the mask touches; None without a reference or a mask.
@@ -328,6 +331,7 @@ class CaseResult:
     label: int | None = None
     p_value: float | None = None
     flagged: bool | None = None
+    marked: bool | None = None
     patient: str = ""
     lesions: int | None = None
     lesions_found: int | None = None
@@ -338,7 +342,9 @@ class CaseResult:
         object.__setattr__(self, "p_value", _finite(f"the p-value of {self.name}", self.p_value))
         if self.label not in (None, 0, 1):
             raise ValueError(f"the label of {self.name} is {self.label!r}: give 0, 1 or None.")
-        object.__setattr__(self, "flagged", None if self.flagged is None else bool(self.flagged))
+        for name in ("flagged", "marked"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else bool(value))
 
 
 @dataclass(frozen=True)
@@ -383,20 +389,40 @@ class ExtraTable:
         columns: the names of its columns.
         rows: as many cells each; None is printed as a dash.
         note: printed below.
+        detector: whose figures these are; they then go to ``metrics.csv`` too, each under the name of its column and
+            with the first cell of its row as its group. Empty for a table that does not.
+        level: at which they were measured; given where ``detector`` is.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | int | float | Estimate | None]]
     note: str = ""
+    detector: str = ""
+    level: Level | None = None
 
     def __post_init__(self) -> None:
+        if bool(self.detector) != (self.level is not None):
+            raise ValueError(f"{self.title}: give both a detector and a level, or neither.")
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"{self.title}: a row has {len(row)} cells, the table {len(self.columns)} columns.")
             for cell in row:
                 if isinstance(cell, float | np.floating):
                     _finite(f"a cell of {self.title}", float(cell))
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """Whether trivial statistics of the pictures tell the test set's classes apart.
+
+    Attributes:
+        sentence: the finding in plain words.
+        separates: True where one of them does by itself.
+    """
+
+    sentence: str
+    separates: bool
 
 
 @dataclass(frozen=True)
@@ -418,6 +444,8 @@ class Evaluation:
         spreads: metrics over seeds.
         tables: further tables.
         failures: (case, reason) of scans that could not be used.
+        confounds: the finding on picture statistics; None has it worked out from their figures.
+        notes: level -> sentences printed below its table, such as why a figure has no interval.
         scores_of: what a score is (``latent distance``), the axis of the histogram.
 
     Raises:
@@ -438,6 +466,8 @@ class Evaluation:
     spreads: Sequence[SeedSpread] = ()
     tables: Sequence[ExtraTable] = ()
     failures: Sequence[tuple[str, str]] = ()
+    confounds: Confounds | None = None
+    notes: Mapping[Level, Sequence[str]] = field(default_factory=dict)
     scores_of: str = "anomaly score"
 
     def __post_init__(self) -> None:
@@ -460,9 +490,13 @@ class Evaluation:
         for name, level, key in used:
             if (level, key) not in known:
                 raise ValueError(f"{name} has a figure {level} {key}, which is no column of metrics.")
-        for name in [curve.detector for curve in self.curves] + [spread.detector for spread in self.spreads]:
-            if name not in names:
-                raise ValueError(f"a curve or spread names the detector {name!r}, which has no figures.")
+        named = [curve.detector for curve in self.curves] + [spread.detector for spread in self.spreads]
+        for name in named + [table.detector for table in self.tables]:
+            if name and name not in names:
+                raise ValueError(f"a curve, spread or table names the detector {name!r}, which has no figures.")
+        for noted in self.notes:
+            if noted not in LEVELS:
+                raise ValueError(f"there are notes on {noted!r}, which is no level.")
         for level, share in self.prevalence.items():
             if level not in LEVELS or not 0.0 <= share <= 1.0:
                 raise ValueError(f"prevalence of {level!r} is {share}.")
@@ -523,9 +557,9 @@ def case_lists(evaluation: Evaluation) -> list[CaseList]:
         evaluation: its ``cases``.
 
     Returns:
-        The most anomalous (highest score first), the most normal (lowest first), the false negatives (abnormal and not
-        flagged, lowest score first) and the false positives (normal and flagged, highest first). Equal scores are in
-        the order of their names. The last two are undefined without labels, or without a threshold.
+        The most anomalous (highest score first), the most normal (lowest first), the false negatives (abnormal, score
+        not above the threshold, lowest first) and the false positives (normal, score above it, highest first). Equal
+        scores are in the order of their names. The last two are undefined without labels, or without a threshold.
     """
     rising = sorted(evaluation.cases, key=lambda case: (case.score, case.name))
     falling = sorted(evaluation.cases, key=lambda case: (-case.score, case.name))
@@ -536,14 +570,14 @@ def case_lists(evaluation: Evaluation) -> list[CaseList]:
             return CaseList(key, title, (), f"no scan is labelled {'abnormal' if label else 'normal'}")
         decided = [case for case in known if case.flagged is not None]
         if not decided:
-            return CaseList(key, title, (), "no calibrated threshold, so no scan is flagged or cleared")
+            return CaseList(key, title, (), "no calibrated threshold of scores")
         return CaseList(key, title, tuple(case for case in decided if case.flagged is flagged))
 
     return [
         CaseList("most_anomalous", "Most anomalous", tuple(falling)),
         CaseList("most_normal", "Most normal", tuple(rising)),
-        errors("false_negatives", "False negatives (abnormal, not flagged)", rising, 1, False),
-        errors("false_positives", "False positives (normal, flagged)", falling, 0, True),
+        errors("false_negatives", "False negatives (abnormal, score not above the threshold)", rising, 1, False),
+        errors("false_positives", "False positives (normal, score above the threshold)", falling, 0, True),
     ]
 
 
@@ -611,6 +645,7 @@ def evaluation_json(evaluation: Evaluation, cases_per_list: int = 8) -> dict[str
         },
         "metrics": [vars(column) for column in evaluation.metrics],
         "intervals": evaluation.intervals or None,
+        "notes": evaluation.notes,
         "prevalence": evaluation.prevalence,
         "detectors": list(detectors.values()),
         "spreads": [
@@ -630,6 +665,8 @@ def evaluation_json(evaluation: Evaluation, cases_per_list: int = 8) -> dict[str
                 "columns": table.columns,
                 "rows": [[estimate(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows],
                 "note": table.note,
+                "detector": table.detector or None,
+                "level": table.level,
             }
             for table in evaluation.tables
         ],
@@ -652,8 +689,9 @@ def evaluation_json(evaluation: Evaluation, cases_per_list: int = 8) -> dict[str
 def write_metrics_csv(path: str | Path, evaluation: Evaluation) -> None:
     """Write the figures of the tables as CSV, one line for each.
 
-    The columns are ``detector``, ``kind``, ``level``, ``metric`` (its key), ``value``, ``low``, ``high`` and
-    ``undefined`` (the reason); what is undefined has an empty ``value``.
+    The columns are ``detector``, ``kind``, ``level``, ``metric`` (its key), ``value``, ``low``, ``high``,
+    ``undefined`` (the reason) and ``group``: empty for all scans, else the row of the further table that the figure is
+    from (``scanner: A``), whose ``metric`` is the column's name. What is undefined has an empty ``value``.
 
     Args:
         path: the file to write.
@@ -662,17 +700,34 @@ def write_metrics_csv(path: str | Path, evaluation: Evaluation) -> None:
     Raises:
         InputError: if the folder cannot be written to.
     """
-    rows = [
-        {
-            "detector": clean_text(detector.name),
-            "kind": detector.kind,
-            "level": column.level,
-            "metric": column.key,
+
+    def line(detector: str, kind: str, level: str, metric: str, figure: Estimate, group: str = "") -> dict[str, Any]:
+        return {
+            "detector": clean_text(detector),
+            "kind": kind,
+            "level": level,
+            "metric": clean_text(metric),
             "value": figure.value,
             "low": figure.low,
             "high": figure.high,
             "undefined": clean_text(figure.undefined),
+            "group": clean_text(group),
         }
+
+    rows = [
+        line(detector.name, detector.kind, column.level, column.key, figure)
         for detector, column, figure in evaluation.figures()
     ]
-    write_csv(path, rows, ["detector", "kind", "level", "metric", "value", "low", "high", "undefined"])
+    kinds = {detector.name: detector.kind for detector in evaluation.detectors}
+    for table in evaluation.tables:
+        if table.level is None:
+            continue
+        for first, *cells in table.rows:
+            for column, cell in zip(table.columns[1:], cells):
+                if isinstance(cell, str) or cell is None:
+                    continue
+                figure = cell if isinstance(cell, Estimate) else Estimate(float(cell))
+                group = f"{table.columns[0]}: {first}"
+                rows.append(line(table.detector, kinds[table.detector], table.level, column, figure, group))
+    columns = ["detector", "kind", "level", "metric", "value", "low", "high", "undefined", "group"]
+    write_csv(path, rows, columns)

@@ -21,6 +21,7 @@ from monai_anomaly.writers.evaluation import (
     Estimate,
     Evaluation,
     ExtraTable,
+    Level,
     MetricColumn,
     case_lists,
     clean_text,
@@ -320,7 +321,7 @@ def _cohort(evaluation: Evaluation) -> Iterator[str]:
         )
         for side in evaluation.cohort
     ]
-    columns = ["side", "scans", "patients", "normal", "abnormal", "SHA-256 of the list of files"]
+    columns = ["side", "scans", "patients", "normal", "abnormal", "SHA-256 of what the scans show"]
     yield from _table(columns, rows, scroll_name="Cohort")
     for level, share in evaluation.prevalence.items():
         yield f"<p>{LEVEL_TITLES[level]}: the share of abnormal ones in the test set is {number(share)}.</p>"
@@ -339,9 +340,10 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     if calibration is None:
         yield "<p>The detector is not calibrated: there is no threshold, no p-value and no mask.</p>"
         return
-    missing = "undefined: too few calibration patients for this rate"
+    alpha = None if calibration.alpha is None else rate(calibration.alpha)
+    missing = "undefined: too few calibration patients for this rate" if alpha else "none was asked for"
     rows = [
-        ("rate of normal patients that may be flagged (alpha)", rate(calibration.alpha)),
+        ("rate of normal patients that may lie above a threshold (alpha)", alpha or "none"),
         ("calibration patients", str(calibration.patients)),
         ("smallest possible p-value", f"1/{calibration.patients + 1} = {number(1 / (calibration.patients + 1))}"),
     ]
@@ -350,10 +352,11 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     rows.append(("rule", calibration.rule))
     cells = [("", [_text(key), _text(value)]) for key, value in rows]
     yield from _table(["calibration", "value"], cells, scroll_name="Calibration")
-    yield (
-        f"<p>The rate of {rate(calibration.alpha)} is kept on average over calibration sets, for new normal patients "
-        "like those of the calibration: same scanner, protocol and population.</p>"
-    )
+    if alpha:
+        yield (
+            f"<p>The rate of {alpha} is kept on average over calibration sets, for new normal "
+            "patients like those of the calibration: same scanner, protocol and population.</p>"
+        )
     yield "<h3>Drift from the calibration scans</h3>"
     if not calibration.drift:
         yield "<p>Not checked.</p>"
@@ -390,7 +393,7 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
         yield from _extra(table)
 
 
-def _level_tables(evaluation: Evaluation, level: str) -> Iterator[str]:
+def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
     columns, detectors = evaluation.columns(level), evaluation.rows(level)
     headline = evaluation.headline(level)
     methods = [detector for detector in detectors if detector.kind == "method"]
@@ -404,19 +407,34 @@ def _level_tables(evaluation: Evaluation, level: str) -> Iterator[str]:
             headings.append(f"{_text(methods[0].name)} against it<small>by {_text(compared.label)}</small>")
         rows, previous = [], ""
         for detector in detectors:
+            statistic = detector.kind == "picture statistic"
+            if statistic and not any(column.key in detector.levels.get(level, {}) for column in part):
+                continue
             look = ["method"] if detector.kind == "method" else []
             look += ["first"] if previous and detector.kind != previous else []
             previous = detector.kind
             cells = [f"{_text(detector.name)}<small>{detector.kind}</small>"]
-            cells += [_estimate_cell(detector.estimate(column)) for column in part]
+            for column in part:
+                absent = statistic and column.key not in detector.levels[level]
+                cells.append("–" if absent else _estimate_cell(detector.estimate(column)))
             if verdict and compared is not None:
                 cells.append("" if detector.kind == "method" else outcome(methods[0], detector, compared))
             rows.append((" ".join(look), cells))
         name = LEVEL_TITLES[level] + ("" if len(columns) <= _TABLE_COLUMNS else f", from {_text(part[0].label)}")
         yield from _table(headings, rows, scroll_name=name)
+    if level == "image" and evaluation.confounds is not None:
+        tag = '<span class="tag">Warning.</span> ' if evaluation.confounds.separates else ""
+        yield f"<p>{tag}{_text(evaluation.confounds.sentence)}</p>"
+    if any(d.kind == "picture statistic" and len(d.levels[level]) < len(columns) for d in detectors):
+        yield '<p class="note">–: not asked of picture statistics, which are no detectors.</p>'
+    noted: dict[str, list[str]] = {}
     for column in columns:
-        if column.note:
-            yield f'<p class="note">{_text(column.label)}: {_text(column.note)}</p>'
+        noted.setdefault(column.note, []).append(column.label)
+    yield from (
+        f'<p class="note">{_text(", ".join(names))}: {_text(note)}.</p>' for note, names in noted.items() if note
+    )
+    for note in evaluation.notes.get(level, ()):
+        yield f'<p class="note">{_text(note)}</p>'
     if not any(detector.kind == "baseline" for detector in detectors):
         warning = "No baseline was evaluated: these figures stand without a comparison."
         yield f'<p><span class="tag">Warning.</span> {warning}</p>'
@@ -540,6 +558,11 @@ def _cases(evaluation: Evaluation, show_patients: bool, cases_per_list: int) -> 
     yield f"<p>{_plural(len(evaluation.cases), 'scan')} in all; each list shows {cases_per_list} at most.</p>"
     if not show_patients and patients:
         yield "<p>Patients are numbered in the order of the cases; their identifiers are left out.</p>"
+    if any(case.marked is not None for case in evaluation.cases):
+        yield (
+            "<p>False negatives and false positives go by the score against the threshold of scores. The mask has a "
+            "threshold of its own: whether it has any voxel is the column flagged of predictions.csv.</p>"
+        )
     for listed in lists:
         yield f"<h3>{_text(listed.title)}</h3>"
         yield from _case_table(listed, cases_per_list, anchors, patients)
@@ -601,12 +624,18 @@ def _label(case: CaseResult) -> str:
 
 
 def _decision(case: CaseResult) -> str:
-    return {True: "flagged", False: "not flagged", None: "no threshold"}[case.flagged]
+    return {True: "above", False: "not above", None: "no threshold"}[case.flagged]
+
+
+def _mask(case: CaseResult) -> str:
+    return {True: "has voxels", False: "empty", None: "none"}[case.marked]
 
 
 def _lesions(case: CaseResult) -> str:
     if case.lesions is None:
         return "–"
+    if not case.lesions:
+        return "none"
     if case.lesions_found is None:
         return f"{_plural(case.lesions, 'lesion')}, no mask"
     return f"{case.lesions_found} found, {case.lesions - case.lesions_found} missed"
@@ -614,9 +643,11 @@ def _lesions(case: CaseResult) -> str:
 
 def _case_facts(case: CaseResult, patients: Mapping[str, str], listed: Sequence[CaseList], limit: int) -> Iterator[str]:
     """What is known of a case, as HTML."""
-    yield f"{_label(case)}, {_decision(case)}"
+    yield _label(case)
     p_value = "undefined: not calibrated" if case.p_value is None else number(case.p_value)
-    yield f"score {case.score:.4g}, p-value {p_value}"
+    decision = f", {_decision(case)} the threshold" if case.flagged is not None else ""
+    yield f"score {case.score:.4g}{decision}, p-value {p_value}"
+    yield {True: "the mask has voxels", False: "the mask is empty", None: "no mask"}[case.marked]
     if case.lesions is not None:
         yield f"lesions: {_lesions(case)}"
     if case.patient:
@@ -632,15 +663,17 @@ def _case_table(listed: CaseList, limit: int, anchors: Mapping[str, str], patien
     if not listed.cases:
         yield "<p>None.</p>"
         return
-    columns = ["case", "label", "score", "p\u2011value", "decision", "lesions"] + (["patient"] if patients else [])
+    columns = ["case", "label", "score", "score against threshold", "p\u2011value", "mask", "lesions in the reference"]
+    columns += ["patient"] if patients else []
     rows = []
     for case in listed.cases[:limit]:
         cells = [
             f'<a href="#{anchors[case.name]}">{_text(case.name)}</a>',
             _label(case),
             f"{case.score:.4g}",
-            _cell(case.p_value),
             _decision(case),
+            _cell(case.p_value),
+            _mask(case),
             _lesions(case),
         ]
         if patients:

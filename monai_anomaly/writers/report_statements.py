@@ -136,7 +136,11 @@ def comparison_statements(evaluation: Evaluation) -> list[Statement]:
         if column is None:
             continue
         rows = evaluation.rows(level)
-        statements += _confounds(rows, column)
+        if level == "image" and evaluation.confounds is not None:
+            finding = evaluation.confounds
+            statements.append(Statement(level, finding.separates, f"{LEVEL_TITLES[level]}: {finding.sentence}"))
+        else:
+            statements += _confounds(rows, column)
         for method in rows:
             if method.kind == "method":
                 rivals = [rival for rival in rows if rival.kind != "method"]
@@ -206,10 +210,16 @@ def _comparison(method: DetectorFigures, rivals: Sequence[DetectorFigures], colu
     verdicts = []
     for kind in ("baseline", "picture statistic"):
         counted = [rival for rival in rivals if rival.kind == kind and rival not in groups.get("undefined", [])]
-        lost = [rival.name for rival in counted if rival not in groups.get("better", [])]
+        unsure = [rival.name for rival in counted if rival in groups.get("no interval", [])]
+        lost = [rival.name for rival in counted if rival not in groups.get("better", []) and rival.name not in unsure]
         if lost:
             verdicts.append(f"does NOT beat the {kind}{'s' if len(lost) > 1 else ''} {_listed(lost, 'or')}")
-        elif counted:
+        if unsure:
+            names = f"the {kind}{'s' if len(unsure) > 1 else ''} {_listed(unsure, 'or')}"
+            verdicts.append(f"cannot be said to beat {names}, as an interval is missing")
+        if lost or unsure:
+            continue
+        if counted:
             verdicts.append(f"beats every {kind} that was compared ({_listed([rival.name for rival in counted])})")
         elif kind == "baseline":
             verdicts.append("stands without a baseline, so its figure says little")
@@ -243,8 +253,12 @@ def calibration_statements(evaluation: Evaluation) -> list[Statement]:
     calibration = evaluation.calibration
     statements = []
     if calibration is None:
-        verdict = "The detector is not calibrated: its scores rank scans, but no scan is flagged or cleared."
+        verdict = "The detector is not calibrated: its scores rank scans, but no scan is called normal or abnormal."
         statements.append(Statement("", True, verdict))
+    elif calibration.alpha is None:
+        statements.append(
+            Statement("", True, "No threshold: none was asked for, so no scan is called normal or abnormal.")
+        )
     elif calibration.score_threshold is None:
         needed = math.ceil(1.0 / calibration.alpha - 1e-9) - 1
         verdict = (
@@ -254,8 +268,8 @@ def calibration_statements(evaluation: Evaluation) -> list[Statement]:
         statements.append(Statement("", True, verdict))
     else:
         verdict = (
-            f"The threshold is set so that at most {rate(calibration.alpha)} of new normal patients are flagged, "
-            f"from {calibration.patients} calibration patients."
+            f"The threshold of scores is set so that at most {rate(calibration.alpha)} of new normal patients have a "
+            f"score above it, from {calibration.patients} calibration patients."
         )
         statements.append(Statement("", False, verdict, _flagged(evaluation)))
     if calibration is not None:
@@ -292,5 +306,9 @@ def _flagged(evaluation: Evaluation) -> str:
         patients = {case.patient for case in cases}
         if all(patients) and len(patients) < len(cases):
             text += f", {len({case.patient for case in flagged})} of {len(patients)} of their patients,"
-        sentences.append(text + " were flagged.")
+        text += " have a score above the threshold"
+        masks = [case for case in cases if case.marked is not None]
+        if masks:
+            text += f"; {sum(bool(case.marked) for case in masks)} have a mask that is not empty"
+        sentences.append(f"{text}.")
     return " ".join(sentences)

@@ -1,0 +1,114 @@
+"""Runs detectors over scans, and reads these one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from monai_anomaly.data.slices import ScanDataset
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
+from monai_anomaly.transforms import ScanPreprocessing, foreground_level
+
+__all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader"]
+
+
+class StackInferer(Inferer):
+    """Runs a detector over a stack of slices in batches; its memory does not grow with their number.
+
+    A detector in three dimensions gets the volume whole, in one forward pass.
+
+    Args:
+        batch_size: slices in one forward pass.
+        amp: mixed precision on a GPU.
+    """
+
+    def __init__(self, batch_size: int = 8, amp: bool = False) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        self.batch_size, self.amp = batch_size, amp
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> AnomalyOutput:
+        """Detect.
+
+        Args:
+            inputs: shape (C, H, W, S), or (C, X, Y, Z) for a detector in three dimensions.
+            network: the detector, in eval mode.
+            tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration. A
+                volume is run whole.
+
+        Returns:
+            Map (1, H, W, S), score (1,) and restoration (C, H, W, S), or None where the detector gives none. The score
+            of a scan is that of its most anomalous slice (see ``SliceStatistics``), of a volume the detector's own.
+        """
+        device = device_of(network)
+        stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        if components := network.components():
+            together = network.combine([self(stack, component, tissue) for component in components])
+            if network.spatial_dims == 2 and tissue is not None:
+                together.anomaly_map[..., ~tissue] = 0
+            return together
+        restoration: Tensor | None = None
+        if network.spatial_dims == 3:
+            output = self._detect(network, stack[None].to(device))
+            if output.restoration is not None:
+                restoration = output.restoration[0].float().cpu()
+            return AnomalyOutput(output.anomaly_map[0].float().cpu(), output.anomaly_score.float().cpu(), restoration)
+        anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
+        chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
+        scores = []
+        for index in chosen.split(self.batch_size):
+            output = self._detect(network, stack[..., index].movedim(-1, 0).contiguous().to(device))
+            anomaly_map[..., index] = output.anomaly_map.movedim(0, -1).float().cpu()
+            if output.restoration is not None:
+                restoration = stack.clone() if restoration is None else restoration
+                restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
+            scores.append(output.anomaly_score.float().cpu())
+        return AnomalyOutput(anomaly_map, network.slice_statistics.volume_score(torch.cat(scores)), restoration)
+
+    def _detect(self, network: AnomalyDetector, batch: Tensor) -> AnomalyOutput:
+        with torch.autocast(batch.device.type, enabled=self.amp and batch.device.type == "cuda"):
+            return network.detect(batch)
+
+
+def scan_loader(
+    data: Sequence[dict[str, Any]] | ScanDataset, preprocessing: ScanPreprocessing | None = None, num_workers: int = 0
+) -> DataLoader:
+    """Scans one by one, in order; a scan that cannot be read comes as its error.
+
+    Args:
+        data: the cohort's items, or a ``ScanDataset``.
+        preprocessing: of the items.
+        num_workers: processes that read ahead.
+    """
+    dataset = data if isinstance(data, ScanDataset) else ScanDataset(data, preprocessing)
+    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
+
+
+def misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
+    """Why a scan that was read is none for this detector."""
+    if "stack" not in entry or entry["stack"].shape[0] == network.in_channels:
+        return None
+    problem = f"has {entry['stack'].shape[0]} channel(s), the detector takes {network.in_channels}"
+    where = entry["item"]["image"]
+    return str(InputError(where, problem, "Give scans of the kind that it was trained on."))
+
+
+def foreground_of(scan: MetaTensor) -> np.ndarray:
+    """Where a scan holds tissue, shape (X, Y, Z), bool: any channel above its level."""
+    channels = scan.as_tensor()
+    return np.any([(channel > foreground_level(channel)).numpy() for channel in channels], axis=0)
+
+
+def device_of(network: AnomalyDetector) -> torch.device:
+    """Where a detector is."""
+    return next(itertools.chain(network.parameters(), network.buffers())).device
