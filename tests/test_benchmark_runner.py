@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,28 @@ def test_a_suite_with_a_slip_of_the_pen_is_refused(tmp_path: Path) -> None:
         load_suite(tiny_suite(tmp_path, scales={"large": {}}))
     with pytest.raises(InputError, match="no method"):
         load_suite(tiny_suite(tmp_path, methods=["autoencodr"]))
+
+
+def test_a_set_that_is_not_at_hand_is_left_out_unless_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = {"stripes": {"problems": ["masks"]}, "nowhere": {}}
+    suite = load_suite(tiny_suite(tmp_path, sets=sets, methods=["zscore"]))
+    assert {unit.configuration["set"] for unit in benchmark(tmp_path, "out", suite=suite).units()} == {"stripes"}
+    assert "left out" in caplog.text
+    with pytest.raises(InputError, match="nowhere: no reader"):
+        benchmark(tmp_path, "out", suite=suite, sets=["nowhere"]).units()
+
+
+@pytest.mark.parametrize("method", ["stfpm", "reverse_distillation", "patchcore"])
+def test_a_peer_without_its_library_says_what_to_install(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "anomalib", None)
+    outcome = benchmark(tmp_path, "out", methods=[method, "zscore"], options={}).run()
+    assert len(outcome.done) == 1
+    (error,) = outcome.failures.values()
+    assert "monai-anomaly[peers]" in error
 
 
 def test_the_papers_scale_is_the_bundles_own_schedule() -> None:

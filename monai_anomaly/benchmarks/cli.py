@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--track-auroc", action="store_true", help="test AUROC after every epoch, for plots alone")
     parser.add_argument("--no-progress", action="store_true")
     parser.set_defaults(what="run")
+    further = parser.add_subparsers(dest="further", metavar="table | plot")
+
+    table = further.add_parser("table", help="print results beside the papers' figures")
+    table.add_argument("results", nargs="+", type=Path, help="folders of runs, or files of JSON lines")
+    table.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    table.add_argument("--suite", dest="of_suite", help="one suite alone")
+    table.set_defaults(what="table")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -51,7 +58,15 @@ def run(given: argparse.Namespace) -> int:
     Returns:
         The exit code: 0, or 1 where a unit failed.
     """
-    return {"run": _run}[given.what](given)
+    return {"run": _run, "table": _table}[given.what](given)
+
+
+def _table(given: argparse.Namespace) -> int:
+    from .results import read_results
+    from .table import build_tables, render
+
+    print(render(build_tables(read_results(given.results), suite=given.of_suite), given.format), end="")
+    return 0
 
 
 def _run(given: argparse.Namespace) -> int:

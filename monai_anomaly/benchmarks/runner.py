@@ -91,7 +91,7 @@ class BenchmarkRun:
         scale: one of ``SCALES``.
         device: where the networks run.
         data: by key of a set its folder; under the key ``""`` a folder that holds each set under its key.
-        sets: some of the suite's sets; None: all.
+        sets: some of the suite's sets; None: all that are at hand.
         problems: some of the problems; None: the suite's at that scale.
         options: by method, or ``"*"``, overrides on top of the suite's.
         download: fetch sets that are not there.
@@ -137,7 +137,7 @@ class BenchmarkRun:
         for name in self.data:
             if name and name not in suite.sets:
                 raise InputError("--data", f"the suite {suite.key} has no set {name!r}", f"It has {_list(suite.sets)}.")
-        self.sets = list(suite.sets if sets is None else sets)
+        self.sets, self.all_sets = list(suite.sets if sets is None else sets), sets is None
         self.problem_names, self.extra = problems, dict(options or {})
         self.track_auroc, self.progress = track_auroc, progress
         self.rank, self.world_size = rank, world_size
@@ -161,7 +161,7 @@ class BenchmarkRun:
             InputError: if a set cannot be opened.
         """
         units = []
-        for name in self.sets:
+        for name in self._sets_at_hand():
             available = self._set(name).problems
             chosen = self.suite.problems(name, self.scale, available)
             if self.problem_names is not None:
@@ -208,6 +208,23 @@ class BenchmarkRun:
                     outcome.failures[unit.name] = describe_failure(error)
                     self._list_failure(unit, error)
         return outcome
+
+    def _sets_at_hand(self) -> list[str]:
+        """The sets that were named, or, where none was, those of the suite that are there."""
+        if not self.all_sets:
+            return self.sets
+        there, missing = [], {}
+        for name in self.sets:
+            try:
+                self._set(name)
+                there.append(name)
+            except InputError as error:
+                missing[name] = error
+        if not there:
+            raise next(iter(missing.values()))
+        for name, reason in missing.items():
+            logger.warning(f"left out, name it with --sets to insist: {name}: {reason}")
+        return there
 
     def _is_done(self, unit: Unit) -> bool:
         return any(row["unit"] == unit.name for row in read_results([self.out]))
@@ -308,6 +325,11 @@ class BenchmarkRun:
         row = {
             "unit": unit.name,
             **{key: configuration[key] for key in ("suite", "set", "problem", "method", "seed", "scale")},
+            "table": {
+                "title": self.suite.method(configuration["method"]).title,
+                "paper": self.suite.paper,
+                "metrics": self.suite.metrics(configuration["set"]),
+            },
             "configuration_sha256": unit.digest,
             "configuration": configuration,
             "versions": {"monai_anomaly": __version__, "torch": torch.__version__, "monai": monai.__version__},

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,15 @@ def merged_config(files: Sequence[str | Path], overrides: Mapping[str, Any]) -> 
     Raises:
         InputError: for an override that names nothing.
     """
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
+    parser = ConfigParser(copy.deepcopy(_content(tuple(str(file) for file in files))))
     check_overrides(list(overrides), parser.config, " + ".join(Path(file).stem for file in files))
     parser.update(dict(overrides))
     return parser
+
+
+@cache
+def _content(files: tuple[str, ...]) -> dict[str, Any]:
+    return ConfigParser.load_config_files(list(files))
 
 
 def build_detector(
