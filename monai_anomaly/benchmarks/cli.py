@@ -48,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--suite", dest="of_suite", help="one suite alone")
     table.set_defaults(what="table")
 
+    plot = further.add_parser("plot", help="draw figures of results")
+    plot.add_argument("folder", type=Path, help="of a run")
+    plot.add_argument("--kind", required=True, help="roc, montage, epochs, runs, maps or area")
+    plot.add_argument("--suite", dest="of_suite", help="one suite alone")
+    plot.add_argument("--only-methods", nargs="+", help="some of the methods")
+    plot.add_argument("--to", type=Path, help="folder of the PNGs; FOLDER/plots by default")
+    plot.set_defaults(what="plot")
+
 
 def run(given: argparse.Namespace) -> int:
     """Do what the arguments ask for.
@@ -58,7 +66,7 @@ def run(given: argparse.Namespace) -> int:
     Returns:
         The exit code: 0, or 1 where a unit failed.
     """
-    return {"run": _run, "table": _table}[given.what](given)
+    return {"run": _run, "table": _table, "plot": _plot}[given.what](given)
 
 
 def _table(given: argparse.Namespace) -> int:
@@ -66,6 +74,20 @@ def _table(given: argparse.Namespace) -> int:
     from .table import build_tables, render
 
     print(render(build_tables(read_results(given.results), suite=given.of_suite), given.format), end="")
+    return 0
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from .plots import draw
+    from .results import read_results
+
+    rows = read_results([given.folder])
+    for name, wanted in (("suite", given.of_suite and [given.of_suite]), ("method", given.only_methods)):
+        rows = [row for row in rows if not wanted or row[name] in wanted]
+    if not rows:
+        raise InputError(given.folder, "no finished unit", "Run the benchmark first, or name another folder.")
+    for path in draw(given.folder, rows, given.kind, given.to):
+        print(path)
     return 0
 
 
