@@ -290,6 +290,12 @@ def test_a_peer_without_its_library_says_what_to_install(
     assert "monai-anomaly[peers]" in error
 
 
+def test_a_method_that_a_set_is_without_is_not_run_on_it(tmp_path: Path) -> None:
+    sets = {"stripes": {"problems": ["masks"], "without": ["autoencoder"]}}
+    suite = load_suite(tiny_suite(tmp_path, sets=sets))
+    assert [unit.configuration["method"] for unit in benchmark(tmp_path, "out", suite=suite).units()] == ["zscore"]
+
+
 def test_the_papers_scale_is_the_bundles_own_schedule() -> None:
     assert not [key for key, method in load_methods().items() if method.scales.get("paper")]
 

@@ -164,11 +164,12 @@ class BenchmarkRun:
         for name in self._sets_at_hand():
             available = self._set(name).problems
             chosen = self.suite.problems(name, self.scale, available)
+            methods = self.suite.methods_on(name, self.methods)
             if self.problem_names is not None:
                 chosen = [problem for problem in available if problem in self.problem_names]
             for problem in chosen:
                 self._set(name).require(problem)
-                units += [self._unit(name, problem, method, seed) for method in self.methods for seed in self.seeds]
+                units += [self._unit(name, problem, method, seed) for method in methods for seed in self.seeds]
         if not units:
             raise InputError("--problems", "no set has any of them", f"Sets of the suite: {_list(self.sets)}.")
         return units

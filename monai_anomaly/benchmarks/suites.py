@@ -21,7 +21,7 @@ SCALES = ("smoke", "small", "paper")
 _FOLDER = Path(__file__).parent
 
 # What a suite may say of a set, and of a scale; checked, so that a slip of the pen is no silent default.
-_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options"}
+_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without"}
 _SUITE_KEYS = {"title", "paper", "methods", "ablations", "sets", "scales", "extra_methods"}
 _METHOD_KEYS = {"title", "bundle", "overlays", "configs", "options", "scales"}
 
@@ -114,6 +114,15 @@ class Suite:
         """The metrics that tables of a set show, such as ``image.auroc``."""
         return list(self.sets[name].get("metrics", ["image.auroc"]))
 
+    def methods_on(self, name: str, methods: Sequence[str]) -> list[str]:
+        """Those of some methods that make sense on a set; the suite says which do not (``without``).
+
+        Args:
+            name: of the set.
+            methods: by key.
+        """
+        return [method for method in methods if method not in self.sets[name].get("without", ())]
+
     def options(self, name: str, method: str, scale: str) -> dict[str, Any]:
         """The overrides of a method on a set at a scale, the more special ones last.
 
@@ -184,7 +193,8 @@ def load_suite(name: str | Path) -> Suite:
         scales=content.get("scales", {}),
         known={**load_methods(), **extra},
     )
-    for method in (*suite.methods, *suite.ablations):
+    without = [method for entry in suite.sets.values() for method in entry.get("without", ())]
+    for method in (*suite.methods, *suite.ablations, *without):
         suite.method(method)
     return suite
 
