@@ -8,6 +8,7 @@ from types import ModuleType
 __version__ = "0.2.0"
 
 _ROOMS = (
+    "benchmarks",
     "bundle",
     "calibration",
     "data",

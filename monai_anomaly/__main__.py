@@ -1,4 +1,4 @@
-"""``python -m monai_anomaly``: write out the bundles, describe a cohort."""
+"""``python -m monai_anomaly``: write out the bundles, describe a cohort, run benchmarks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monai_anomaly import __version__
+from monai_anomaly.bundle import bundles_folder
 from monai_anomaly.exceptions import InputError
 
 __all__ = ["bundles_folder", "main"]
-
-
-def bundles_folder() -> Path:
-    """Where the package's bundles lie: in the wheel, or beside the package in a checkout.
-
-    Raises:
-        InputError: if they are in neither place.
-    """
-    package = Path(__file__).parent
-    for folder in (package / "_bundles", package.parent / "bundles"):
-        if folder.is_dir():
-            return folder
-    raise InputError(package, "the bundles are missing", "Install the package again.")
 
 
 def write_bundles(destination: Path) -> list[Path]:
@@ -77,8 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     datalist.add_argument("--calibration-fraction", type=float, default=0.2, help="share of normal patients held out")
     datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
     datalist.add_argument("--seed", type=int, default=0)
+
+    from monai_anomaly.benchmarks.cli import add_arguments, run
+
+    add_arguments(commands.add_parser("benchmark", help="train and test methods on published sets"))
     given = parser.parse_args(arguments)
     try:
+        if given.command == "benchmark":
+            return run(given)
         if given.command == "bundles":
             for path in write_bundles(given.destination):
                 print(path)

@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["check_overrides", "check_run", "setup_process", "tell_results", "train_and_evaluate"]
+__all__ = ["bundles_folder", "check_overrides", "check_run", "setup_process", "tell_results", "train_and_evaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,19 @@ _TRACKING_ARGUMENTS = {"tracking_uri", "experiment_name", "run_name", "save_exec
 
 # How MONAI wraps what a component's constructor raised.
 _COMPONENT = re.compile(r"Failed to instantiate component '([^']+)'")
+
+
+def bundles_folder() -> Path:
+    """Where the package's bundles lie: in the wheel, or beside the package in a checkout.
+
+    Raises:
+        InputError: if they are in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "_bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise InputError(package, "the bundles are missing", "Install the package again.")
 
 
 def check_run(bundle_root: str | Path, **required: Any) -> None:

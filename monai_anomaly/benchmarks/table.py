@@ -1,0 +1,357 @@
+"""Tables of benchmark results beside the papers' figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.metrics import mean_and_spread
+
+__all__ = ["FORMATS", "Cell", "ResultTable", "TableRow", "build_tables", "compare", "paper_figures", "render"]
+
+FORMATS = ("markdown", "csv", "latex")
+
+# Percentage points within which a figure counts as even with the paper's, whatever the spread.
+_EVEN = 0.5
+
+_MARKS = {"ahead": "▲", "even": "=", "behind": "▼"}
+_LATEX_MARKS = {"ahead": r"$\uparrow$", "even": "$=$", "behind": r"$\downarrow$"}
+
+_RULE = (
+    f"Figures are percent, mean ± standard deviation over seeds; in brackets the paper's. {_MARKS['ahead']} ahead of "
+    f"it, {_MARKS['behind']} behind it, {_MARKS['even']} even: within {_EVEN} points or one standard deviation, "
+    "whichever is more. † a stage was stopped while it still improved (under-trained). ‡ a part of the pictures alone."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a method.
+
+    Attributes:
+        mean: over the seeds, in percent; None where no run has it.
+        sd: over the seeds; None for a single one.
+        seeds: that it is of.
+        paper: the paper's figure, in percent, or None.
+        mark: ``ahead``, ``even``, ``behind``, or None where there is nothing to compare.
+        reason: why there is no figure; empty where there is one.
+    """
+
+    mean: float | None
+    sd: float | None
+    seeds: int
+    paper: float | None = None
+    mark: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A method.
+
+    Attributes:
+        method: its key.
+        title: its name.
+        cells: by column.
+        under_trained: whether any of its runs was stopped while it still improved.
+        whole: whether all its runs had all pictures.
+        source: the paper's table that its figures are of, or empty.
+    """
+
+    method: str
+    title: str
+    cells: Mapping[str, Cell]
+    under_trained: bool
+    whole: bool
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One metric of one set at one scale.
+
+    Attributes:
+        suite: that was run.
+        scale: that it was run at.
+        set: of the pictures.
+        metric: such as ``image.auroc``.
+        columns: the problems, and ``mean``.
+        rows: the methods.
+    """
+
+    suite: str
+    scale: str
+    set: str
+    metric: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...] = field(default=())
+
+
+@cache
+def paper_figures() -> tuple[dict[str, Any], ...]:
+    """The figures of the papers, as they are committed beside this file."""
+    content = yaml.safe_load((Path(__file__).parent / "paper_figures.yaml").read_text(encoding="utf-8"))
+    return tuple(content)
+
+
+def compare(mean: float, sd: float | None, paper: float) -> str:
+    """Whether a figure is ahead of the paper's, even with it or behind it.
+
+    Args:
+        mean: ours, in percent.
+        sd: over the seeds, in points; None for a single seed.
+        paper: the paper's, in percent.
+
+    Returns:
+        ``even`` where they differ by no more than half a point or one standard deviation, whichever is more; else
+        ``ahead`` or ``behind``.
+    """
+    difference = mean - paper
+    # a rounding error is no difference
+    if abs(difference) <= max(_EVEN, sd or 0.0) + 1e-9:
+        return "even"
+    return "ahead" if difference > 0 else "behind"
+
+
+def build_tables(
+    results: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]] | None = None, suite: str | None = None
+) -> list[ResultTable]:
+    """Tables of all suites, scales, sets and metrics that there are results of.
+
+    Args:
+        results: rows of ``read_results``.
+        figures: of the papers; None: those of ``paper_figures()``.
+        suite: one suite alone.
+
+    Raises:
+        InputError: if there is no result.
+    """
+    rows = [row for row in results if suite is None or row["suite"] == suite]
+    if not rows:
+        raise InputError(suite or "results", "no finished unit", "Run the benchmark first, or name another folder.")
+    known = paper_figures() if figures is None else figures
+    tables = []
+    for key in dict.fromkeys((row["suite"], row["scale"], row["set"]) for row in rows):
+        part = [row for row in rows if (row["suite"], row["scale"], row["set"]) == key]
+        metrics = dict.fromkeys(metric for row in part for metric in row["table"]["metrics"])
+        for metric in metrics:
+            paper = part[-1]["table"]["paper"]
+            fitting = [f for f in known if (f["paper"], f["set"], f["metric"]) == (paper, key[2], metric)]
+            tables.append(_table(key, metric, part, fitting))
+    return tables
+
+
+def _table(
+    key: tuple[str, str, str], metric: str, part: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]]
+) -> ResultTable:
+    order = [str(problem) for figure in figures for problem in figure.get("problems") or ()]
+    present = {row["problem"] for row in part}
+    problems = [problem for problem in dict.fromkeys(order) if problem in present]
+    problems += sorted(present - set(problems), key=_natural)
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in part):
+        runs = [row for row in part if row["method"] == method]
+        figure = next((f for f in figures if method in f["rows"]), None)
+        theirs = _theirs(figure, method)
+        cells = {
+            problem: _cell([_value(row, metric) for row in runs if row["problem"] == problem], theirs.get(problem))
+            for problem in problems
+        }
+        cells["mean"] = _mean_cell(runs, metric, problems, figure, theirs)
+        rows.append(
+            TableRow(
+                method,
+                runs[-1]["table"]["title"],
+                cells,
+                any(row["under_trained"] for row in runs),
+                all(row["pictures"]["whole"] for row in runs),
+                "" if figure is None else figure["table"],
+            )
+        )
+    return ResultTable(*key, metric, (*problems, "mean"), tuple(rows))
+
+
+def _theirs(figure: Mapping[str, Any] | None, method: str) -> dict[str, float]:
+    """The paper's figures of a method by problem, and of the mean."""
+    if figure is None:
+        return {}
+    entry = figure["rows"][method]
+    values = {
+        str(p): float(v) for p, v in zip(figure.get("problems") or (), entry.get("values") or ()) if v is not None
+    }
+    return {**values, **({"mean": float(entry["mean"])} if "mean" in entry else {})}
+
+
+def _value(row: Mapping[str, Any], metric: str) -> tuple[float | None, str]:
+    """A metric of a result in percent, or why it has none."""
+    level, name = metric.split(".")
+    found = row["metrics"].get(level)
+    if found is None:
+        return None, f"the set gives no {level} level"
+    value = found.get(name)
+    if value is None:
+        return None, found.get("undefined", {}).get(name, "undefined")
+    return 100.0 * value, ""
+
+
+def _cell(values: Sequence[tuple[float | None, str]], paper: float | None) -> Cell:
+    if not values:
+        return Cell(None, None, 0, paper, None, "not run")
+    found = mean_and_spread([value for value, _ in values])
+    if found["mean"] is None:
+        return Cell(None, None, 0, paper, None, values[0][1])
+    mark = None if paper is None else compare(found["mean"], found["sd"], paper)
+    return Cell(found["mean"], found["sd"], found["n"], paper, mark)
+
+
+def _mean_cell(
+    runs: Sequence[Mapping[str, Any]],
+    metric: str,
+    problems: Sequence[str],
+    figure: Mapping[str, Any] | None,
+    theirs: Mapping[str, float],
+) -> Cell:
+    """The mean over the problems: of each seed first, so that the spread is that of the mean."""
+    by_seed: dict[int, dict[str, float | None]] = {}
+    for row in runs:
+        by_seed.setdefault(row["seed"], {})[row["problem"]] = _value(row, metric)[0]
+    complete = [
+        [float(v) for v in found.values() if v is not None]
+        for found in by_seed.values()
+        if set(found) == set(problems) and None not in found.values()
+    ]
+    if not complete:
+        return Cell(None, None, 0, theirs.get("mean"), None, "no seed has all problems")
+    # The paper's mean is over all its problems: that of a part is no match for it.
+    count = 0 if figure is None else figure.get("count") or len(figure.get("problems") or ())
+    paper = theirs.get("mean") if count == len(problems) else None
+    return _cell([(sum(values) / len(values), "") for values in complete], paper)
+
+
+def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
+    """Tables as text.
+
+    Args:
+        tables: of ``build_tables``.
+        form: one of ``FORMATS``; CSV has a line for each method and column.
+
+    Raises:
+        ValueError: for another form.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"form is one of {', '.join(FORMATS)}, got {form!r}")
+    return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](tables)
+
+
+def _markdown(tables: Sequence[ResultTable]) -> str:
+    parts = []
+    for table in tables:
+        lines = [f"### {_caption(table)}", ""]
+        lines += [f"| method | {' | '.join(table.columns)} |", f"|---|{'---|' * len(table.columns)}"]
+        for row in table.rows:
+            cells = [_text(row.cells[column], _MARKS, "±") for column in table.columns]
+            lines.append(f"| {_title(row, '†', '‡')} | {' | '.join(cells)} |")
+        parts.append("\n".join([*lines, *_notes(table)]))
+    return "\n\n".join([*parts, _RULE]) + "\n"
+
+
+def _latex(tables: Sequence[ResultTable]) -> str:
+    parts = []
+    for table in tables:
+        lines = [
+            f"% {_caption(table)}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            r"\hline",
+            " & ".join(["method", *map(_escape, table.columns)]) + r" \\",
+            r"\hline",
+        ]
+        for row in table.rows:
+            cells = [_text(row.cells[column], _LATEX_MARKS, r"$\pm$", "--") for column in table.columns]
+            lines.append(" & ".join([_title(row, r"\dag", r"\ddag", _escape), *cells]) + r" \\")
+        parts.append("\n".join([*lines, r"\hline", r"\end{tabular}", *(f"% {note}" for note in _notes(table) if note)]))
+    return "\n\n".join([*parts, "% " + _RULE]) + "\n"
+
+
+def _csv(tables: Sequence[ResultTable]) -> str:
+    file = io.StringIO()
+    lines = []
+    for table in tables:
+        for row in table.rows:
+            for column in table.columns:
+                cell = row.cells[column]
+                lines.append(
+                    {
+                        "suite": table.suite,
+                        "scale": table.scale,
+                        "set": table.set,
+                        "metric": table.metric,
+                        "method": row.method,
+                        "title": row.title,
+                        "problem": column,
+                        "mean": "" if cell.mean is None else f"{cell.mean:.4f}",
+                        "sd": "" if cell.sd is None else f"{cell.sd:.4f}",
+                        "seeds": cell.seeds,
+                        "paper": "" if cell.paper is None else f"{cell.paper:g}",
+                        "source": "" if cell.paper is None else row.source,
+                        "mark": cell.mark or "",
+                        "under_trained": int(row.under_trained),
+                        "whole": int(row.whole),
+                        "reason": cell.reason,
+                    }
+                )
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _caption(table: ResultTable) -> str:
+    level, name = table.metric.split(".")
+    sources = dict.fromkeys(row.source for row in table.rows if row.source)
+    beside = f", beside {', '.join(sources)} of the paper" if sources else ""
+    scale = "the paper's schedule" if table.scale == "paper" else f"scale {table.scale}: not the paper's schedule"
+    return f"{table.set}, {level} {name}, suite {table.suite}, {scale}{beside}"
+
+
+def _title(row: TableRow, under_trained: str, part: str, escape: Any = str) -> str:
+    flags = (under_trained if row.under_trained else "") + ("" if row.whole else part)
+    return escape(row.title) + (f" {flags}" if flags else "")
+
+
+def _text(cell: Cell, marks: Mapping[str, str], plus_minus: str, nothing: str = "–") -> str:
+    if cell.mean is None:
+        return nothing
+    spread = "" if cell.sd is None else f" {plus_minus} {cell.sd:.1f}"
+    beside = "" if cell.paper is None else f" ({cell.paper:g} {marks[str(cell.mark)]})"
+    return f"{cell.mean:.1f}{spread}{beside}"
+
+
+def _notes(table: ResultTable) -> list[str]:
+    """Below a table: how many seeds, and why figures are missing."""
+    counts = sorted({cell.seeds for row in table.rows for cell in row.cells.values() if cell.seeds})
+    notes = [f"Seeds: {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''}."] if counts else []
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        for column, cell in row.cells.items():
+            if cell.reason:
+                reasons.setdefault(cell.reason, []).append(f"{row.title} {column}")
+    notes += [f"No figure of {', '.join(places)}: {reason}." for reason, places in reasons.items()]
+    return ["", *notes] if notes else []
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def _natural(text: str) -> list[Any]:
+    """Sorts 2 before 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
