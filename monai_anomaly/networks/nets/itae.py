@@ -256,7 +256,7 @@ class ITAE(AnomalyDetector):
         return torch.cat(versions)
 
     def restore(self, image: Tensor) -> Tensor:
-        """The T restorations of a batch, in one pass of the network.
+        """The T restorations of a batch: in one pass of the network, or on a CPU in eval mode one version at a time.
 
         Args:
             image: shape (B, C, *spatial), in [0, 1].
@@ -264,7 +264,14 @@ class ITAE(AnomalyDetector):
         Returns:
             Shape (T, B, C, *spatial), in [-1, 1], float of the image's precision.
         """
-        restored = self.autoencoder(self.erase(self.to_network(image)))
+        versions = self.erase(self.to_network(image))
+        if torch.jit.is_scripting():
+            restored = self.autoencoder(versions)
+        elif self.training or versions.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            restored = self.autoencoder(versions)
+        else:
+            # One by one they find their activations in a CPU's cache, and take a T-th of the memory.
+            restored = torch.cat([self.autoencoder(version) for version in versions.split(image.shape[0])])
         restored = self.crop(restored, image).to(image.dtype)
         return restored.reshape([self.num_versions, image.shape[0]] + list(restored.shape[1:]))  # noqa: RUF005
 
