@@ -265,7 +265,7 @@ class ITAE(AnomalyDetector):
             Shape (T, B, C, *spatial), in [-1, 1], float of the image's precision.
         """
         versions = self.erase(self.to_network(image))
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # noqa: SIM114 - what TorchScript cannot read stands in a branch of its own
             restored = self.autoencoder(versions)
         elif self.training or versions.is_cuda or torch.jit.is_tracing() or torch.compiler.is_compiling():
             restored = self.autoencoder(versions)
