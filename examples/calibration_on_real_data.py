@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from calibrated_maps import MapMetrics
 from calibration_bench import read_patients, resplit
 
-from monai_anomaly.data import load_cohort, load_mask
+from monai_anomaly.data import load_cohort
 from monai_anomaly.engines import StackInferer, load_detector, scan_loader, still_improving
-from monai_anomaly.metrics import PixelMetrics, image_metrics
+from monai_anomaly.metrics import image_metrics
 
 Item = dict[str, Any]
 
@@ -83,45 +84,31 @@ def train(bundle: Path, overlays: Sequence[str], datalist: Path, output: Path, o
 def score(output: Path, normals: Sequence[Item], test: Sequence[Item]) -> dict[str, Any]:
     """Score what was not trained on: ``OUT/normals.csv``, and the metrics of the test side."""
     detector = load_detector(output / "models")
-    network, preprocessing, inferer = detector.network, detector.preprocessing, StackInferer()
-    rows = []
-    pixels = {name: PixelMetrics() for name in ("raw", "logp", "zscore")}
-    labels, scores = [], []
-    normal_cases = {item["case"] for item in normals}
-    together = [*normals, *(item for item in test if item["case"] not in normal_cases)]
+    preprocessing, inferer = detector.preprocessing, StackInferer()
+    maps = MapMetrics(detector.network, preprocessing)
+    rows, labels, scores = [], [], []
+    normal_cases, tested = ({item["case"] for item in items} for items in (normals, test))
     masked = any(item.get("mask") for item in test)
-    tested = {item["case"] for item in test}
+    together = [*normals, *(item for item in test if item["case"] not in normal_cases)]
     for entry in scan_loader(together, preprocessing):
         item = entry["item"]
         if "error" in entry:
             raise SystemExit(f"error: {item['case']}: {entry['error']}")
-        output_ = inferer(entry["stack"], network, entry["tissue"])
-        raw = preprocessing.to_scan(output_.anomaly_map, entry["stack"])[0].numpy()
-        value = float(output_.anomaly_score)
+        found = inferer(entry["stack"], detector.network, entry["tissue"])
+        value = float(found.anomaly_score)
         if item["case"] in normal_cases:
-            rows.append({"patient": item["patient"], "anomaly_score": value, "map_maximum": float(raw.max())})
+            highest = float(preprocessing.to_scan(found.anomaly_map, entry["stack"]).max())
+            rows.append({"patient": item["patient"], "anomaly_score": value, "map_maximum": highest})
         if item["case"] in tested:
             labels.append(item["label"])
             scores.append(value)
             if masked:
-                mask = np.zeros(raw.shape, dtype=bool)
-                if item.get("mask"):
-                    mask = load_mask(item["mask"], entry["scan"], label=item["label"])
-                z = network.calibration.places.z_score(output_.anomaly_map, entry["tissue"], False)
-                logp = network.calibration.tail.log_p(torch.from_numpy(raw)).numpy()
-                standardised = preprocessing.to_scan(z, entry["stack"])[0].numpy()
-                for name, values in (("raw", raw), ("logp", logp), ("zscore", standardised)):
-                    pixels[name].update(values, mask)
+                maps.update(entry, found)
     with (output / "normals.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["patient", "anomaly_score", "map_maximum"])
         writer.writeheader()
         writer.writerows(rows)
-    found = {name: metrics.compute() for name, metrics in pixels.items()} if masked else {}
-    keys = ("auroc", "ap", "aupro", "best_dice", "prevalence")
-    return {
-        "image": image_metrics(labels, scores),
-        "pixel": {name: {key: metrics[key] for key in keys} for name, metrics in found.items()},
-    }
+    return {"image": image_metrics(labels, scores), "pixel": maps.compute()}
 
 
 def losses(output: Path) -> list[dict[str, Any]]:
