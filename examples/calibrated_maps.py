@@ -2,10 +2,10 @@
 
     python examples/calibrated_maps.py OUT COHORT [--recalibrate] [--output FILE]
 
-OUT is the ``output_dir`` of a training. Of the test scans with a mask, or of label 0, the average precision and AUROC of
-the raw map, of -log10 p against normal tissue (``calibrated_map logp``) and of the z-score against normals at the same
-place (``zscore``) are measured over all voxels. ``--recalibrate`` fits the calibration anew on the cohort's calibration
-scans, for a detector that was trained with an older version.
+OUT is the ``output_dir`` of a training. Of the test scans with a mask, or of label 0, the average precision and AUROC
+of the raw map, of -log10 p against normal tissue (``calibrated_map logp``) and of the z-score against normals at the
+same place (``zscore``) are measured over all voxels. ``--recalibrate`` fits the calibration anew on the cohort's
+calibration scans, for a detector that was trained with an older version.
 """
 
 from __future__ import annotations
@@ -97,11 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if "error" in entry:
             raise SystemExit(f"error: {entry['item']['case']}: {entry['error']}")
         metrics.update(entry, inferer(entry["stack"], detector.network, entry["tissue"]))
+    pixel = metrics.compute()
     found = {
         "network": type(detector.network).__name__,
         "calibration_patients": int(detector.network.calibration.scores.numel()),
         "scans": metrics.scans,
-        "pixel": metrics.compute(),
+        "pixel": pixel,
     }
     for name, values in found["pixel"].items():
         print(
