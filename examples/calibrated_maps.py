@@ -104,10 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "scans": metrics.scans,
         "pixel": pixel,
     }
-    for name, values in found["pixel"].items():
-        print(
-            f"{name}: AP {values['ap']:.4f}, AUROC {values['auroc']:.4f} (share of lesion {values['prevalence']:.5f})"
-        )
+    for name, values in pixel.items():
+        print(f"{name}: AP {values['ap']:.4f} (chance {values['prevalence']:.4f}), AUROC {values['auroc']:.4f}")
     if given.output is not None:
         with given.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
