@@ -188,6 +188,12 @@ def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained:
     assert "not calibrated" in lines["intensity threshold", "image", "f1", ""]["undefined"]
     checks = report_of(evaluated)["calibration"]["drift"]
     assert len(checks) == 5
+    shown = report_of(evaluated)["method"]["settings"]
+    stored = json.loads((trained / "models" / "detector.json").read_text())
+    assert shown["preprocessing"] == stored["preprocessing"]
+    assert shown["training"]["epochs"] == stored["training"]["epochs"]
+    last = stored["training"]["stages"][-1]["optimizers"]
+    assert {f"{name} lr": each["lr"] for name, each in last.items()}.items() <= shown["training"]["stage 2"].items()
 
 
 def test_groups_are_told_and_the_page_can_be_left_out(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:

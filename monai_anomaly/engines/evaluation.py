@@ -32,6 +32,7 @@ from monai_anomaly.networks import AnomalyDetector
 
 from .report_contents import (
     cohort_sides,
+    detector_settings,
     drift_checks,
     froc_curves,
     group_tables,
@@ -308,12 +309,17 @@ class EvaluationRecorder:
                 map_threshold=self.map_threshold,
                 rule="the threshold of scores is the conformal quantile of the calibration patients' highest scores"
                 + (f"; {mask_rule_text(self.mask_settings)}" if self.mask_settings else ""),
-                scores=calibration.scores.cpu().numpy(),
+                # of scans, as the cases' are; older versions kept patients' highest alone
+                scores=(calibration.item_scores if calibration.item_scores.numel() else calibration.scores)
+                .cpu()
+                .numpy(),
                 drift=drift_checks(drift),
             )
         return Evaluation(
             title=f"{self.name}: {'evaluation' if metrics else 'inference'}",
-            method=ReportMethod(self.name, __version__, self._weights(settings), settings),
+            method=ReportMethod(
+                self.name, __version__, self._weights(settings), detector_settings(settings, self.description)
+            ),
             cohort=cohort_sides(self.description, rows, self.digests),
             calibration=calibrated,
             cases=cases,

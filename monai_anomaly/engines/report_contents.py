@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cohort_sides",
+    "detector_settings",
     "drift_checks",
     "froc_curves",
     "group_tables",
@@ -239,7 +240,7 @@ def level_notes(columns: Sequence[MetricColumn], intervals: Mapping[str, Mapping
                 continue
             reason = bounds.get("undefined", {}).get(column.key, "it is not resampled")
             reasons.setdefault(reason, []).append(column.label)
-        notes[level] = [f"No interval of {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+        notes[level] = [f"No interval of {'; '.join(labels)}: {reason}." for reason, labels in reasons.items()]
     return notes
 
 
@@ -436,12 +437,12 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
             f"median {scores['new']['median']:.4g} here against {scores['calibration']['median']:.4g} in calibration"
         )
     else:
-        text = f"not compared: {scores['reason']}"
-    checks = [DriftCheck("scores (Kolmogorov-Smirnov)", text, "scores" in drifted)]
+        text = scores["reason"]
+    checks = [DriftCheck("scores (Kolmogorov-Smirnov)", text, "scores" in drifted, "statistic" in scores)]
     facts = report["facts"]
     for name, parts in _DRIFT_LINES:
         if facts is None:
-            checks.append(DriftCheck(name, f"not compared: {report['facts_reason']}"))
+            checks.append(DriftCheck(name, report["facts_reason"], compared=False))
             continue
         found = [
             f"{part} {facts[key]['new']['median']:.4g} against {facts[key]['calibration']['median']:.4g} "
@@ -451,6 +452,27 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
         text = f"medians, here against calibration: {'; '.join(found)}"
         checks.append(DriftCheck(name, text, not drifted.isdisjoint(parts.values())))
     return checks
+
+
+def detector_settings(network: Mapping[str, Any], description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a detector was made and trained with.
+
+    Args:
+        network: the arguments of its class.
+        description: the content of ``detector.json``; None where it is not known.
+    """
+    description = description or {}
+    training = description.get("training") or {}
+    stages = {
+        f"stage {number}": {
+            "batch_size": stage.get("batch_size"),
+            **{f"{name} lr": optimizer.get("lr") for name, optimizer in stage.get("optimizers", {}).items()},
+        }
+        for number, stage in enumerate(training.get("stages", ()), start=1)
+    }
+    chosen = {key: training[key] for key in ("seed", "epochs", "selection", "proxy") if key in training}
+    parts = {"preprocessing": description.get("preprocessing"), "training": {**chosen, **stages}}
+    return {**network, **{name: part for name, part in parts.items() if part}}
 
 
 def cohort_sides(
