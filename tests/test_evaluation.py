@@ -15,12 +15,13 @@ import torch
 from bundle_runs import detect, table
 from monai.data import MetaTensor
 from scipy.ndimage import label
-from sklearn.metrics import roc_auc_score
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from monai_anomaly.data import load_cohort
 from monai_anomaly.data.split import describe_split
 from monai_anomaly.engines import EvaluationRecorder
-from monai_anomaly.networks import IntensityThreshold
+from monai_anomaly.networks import IntensityThreshold, ProxyAno
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -39,7 +40,7 @@ def test_metrics_are_those_of_the_predictions(evaluated: Path) -> None:
     flagged = scores > decision["threshold"]
     assert decision["true_positive"] == (flagged & (truth == 1)).sum()
     assert decision["false_positive"] == (flagged & (truth == 0)).sum()
-    assert {"family", "voxel"} >= set(metrics["decisions"]["voxel"]) >= {"family"}
+    assert {"family", "voxel", "paper"} >= set(metrics["decisions"]["voxel"]) >= {"family", "paper"}
     assert metrics["confounds"]["sentence"]
     assert metrics["gap"]["gap"] == pytest.approx(scores[truth == 1].mean() - scores[truth == 0].mean())
     pixel = metrics["pixel_intervals"]["ProxyAno"]
@@ -60,6 +61,67 @@ def test_the_intensity_baseline_is_measured_on_the_same_voxels(evaluated: Path) 
     for key in ("num_voxels", "num_regions", "prevalence"):
         assert baseline["pixel"][key] == metrics["pixel"][key]
     assert baseline["pixel"]["auroc"] > 0.9  # the lesions are bright
+
+
+def test_the_masks_as_written_are_told_with_their_settings(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    out = detect(trained, tmp_path / "out", tiny_cohort, "evaluate", least_lesion_mm3=30, inside_foreground=True)
+    items = load_cohort(tiny_cohort).test
+    flagged, truth, normals = [], [], []
+    for item in items:
+        mask = np.asarray(nib.load(out / item["case"] / "anomaly_mask.nii.gz").dataobj) > 0
+        flagged.append(mask)
+        truth.append(np.asarray(nib.load(item["mask"]).dataobj) > 0 if item.get("mask") else np.zeros_like(mask))
+        normals += [] if item["label"] else [mask.any()]
+    found = json.loads((out / "metrics.json").read_text())["decisions"]["mask"]
+    [own] = {row["threshold"] for row in table(out / "predictions.csv")}
+    assert found["settings"] == {
+        "rule": "family",
+        "alpha": 0.05,
+        "threshold": float(own),
+        "least_lesion_mm3": 30.0,
+        "inside_foreground": True,
+    }
+    lines = {name: row for (_, _, name, group), row in table_of(out).items() if group == "mask: family 0.05"}
+    both = sum(np.sum(a & b) for a, b in zip(flagged, truth))
+    dice = 2 * both / sum(a.sum() + b.sum() for a, b in zip(flagged, truth))
+    assert float(lines["Dice"]["value"]) == pytest.approx(dice)
+    assert float(lines["sensitivity"]["value"]) == pytest.approx(both / sum(b.sum() for b in truth))
+    assert float(lines["alpha"]["value"]) == 0.05
+    share = lines["normal patients flagged"]
+    assert float(share["value"]) == np.mean(normals)
+    exact = binomtest(int(np.sum(normals)), len(normals)).proportion_ci()  # Clopper and Pearson's
+    assert (float(share["low"]), float(share["high"])) == pytest.approx((exact.low, exact.high))
+    parts = [label(t, np.ones((3, 3, 3))) for t in truth]
+    hits = sum(bool(m[p == i].any()) for m, (p, n) in zip(flagged, parts) for i in range(1, n + 1))
+    lesions = sum(n for _, n in parts)
+    assert (float(lines["lesions"]["value"]), float(lines["lesions found"]["value"])) == (lesions, hits / lesions)
+    page = " ".join((out / "report.html").read_text().split())
+    assert "Masks as written" in page
+    assert page.count("cleaned of voxels outside of the foreground and findings below 30 mm³") == 2
+    detect(trained, out, tiny_cohort, "evaluate", alpha="$None")
+    assert json.loads((out / "metrics.json").read_text())["decisions"]["mask"]["settings"] is None
+    assert "Masks as written" not in (out / "report.html").read_text()
+
+
+def test_the_papers_threshold_stands_beside_the_calibrated_ones(evaluated: Path, tiny_cohort: Path) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    found = metrics["decisions"]["voxel"]["paper"]
+    assert found["threshold"] == ProxyAno.paper_map_threshold == 0.5
+    flagged, truth = [], []
+    for item in load_cohort(tiny_cohort).test:
+        flagged.append(nib.load(evaluated / item["case"] / "anomaly_map.nii.gz").get_fdata().ravel() > 0.5)
+        truth.append(np.zeros(flagged[-1].size, dtype=bool))
+        if item.get("mask"):
+            truth[-1] = nib.load(item["mask"]).get_fdata().ravel() > 0
+    pooled = np.concatenate(truth), np.concatenate(flagged)
+    lines = table_of(evaluated)
+    accuracy, f1 = (lines["ProxyAno", "pixel", f"{name}/paper", ""] for name in ("accuracy", "dice"))
+    assert float(accuracy["value"]) == found["accuracy"] == pytest.approx(accuracy_score(*pooled))
+    assert float(f1["value"]) == found["dice"] == pytest.approx(f1_score(*pooled, zero_division=0))
+    assert "no paper" in lines["intensity threshold", "pixel", "dice/paper", ""]["undefined"]
+    assert "F1 (= Dice), the paper&#x27;s threshold" in (evaluated / "report.html").read_text()
+    assert EvaluationRecorder(IntensityThreshold(), None, None, evaluate=True).thresholds == {}
+    assert EvaluationRecorder(ProxyAno(channels=(4,)), None, None, evaluate=True).thresholds == {"paper": 0.5}
 
 
 def test_lesions_are_the_parts_of_the_masks(evaluated: Path, tiny_cohort: Path) -> None:
@@ -126,6 +188,12 @@ def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained:
     assert "not calibrated" in lines["intensity threshold", "image", "f1", ""]["undefined"]
     checks = report_of(evaluated)["calibration"]["drift"]
     assert len(checks) == 5
+    shown = report_of(evaluated)["method"]["settings"]
+    stored = json.loads((trained / "models" / "detector.json").read_text())
+    assert shown["preprocessing"] == stored["preprocessing"]
+    assert shown["training"]["epochs"] == stored["training"]["epochs"]
+    last = stored["training"]["stages"][-1]["optimizers"]
+    assert {f"{name} lr": each["lr"] for name, each in last.items()}.items() <= shown["training"]["stage 2"].items()
 
 
 def test_groups_are_told_and_the_page_can_be_left_out(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:

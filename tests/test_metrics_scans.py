@@ -255,6 +255,11 @@ def test_undefined_resamples_are_redrawn_and_counted() -> None:
     assert set(few["intervals"]) == {
         *("auroc", "ap", "sensitivity_at_specificity", "accuracy", "f1", "sensitivity", "specificity")
     }
+    # slices of patients who all have a lesion somewhere: one kind of patient, both classes
+    mixed = bootstrap_intervals(["a", "a", "b", "b", "c", "c"], [0, 1] * 3, [1.0, 2.0, 4.0, 3.0, 5.0, 6.0], n=50)
+    assert (mixed["num_normal_patients"], mixed["num_abnormal_patients"]) == (0, 3)
+    assert mixed["intervals"]["auroc"]["low"] < mixed["intervals"]["auroc"]["value"]
+    assert not mixed["undefined"]
     alone = bootstrap_intervals(["a", "b", None], [0, 0, None], [0.1, 0.2, float("nan")], n=5)
     assert alone["undefined"]["auroc"] == "undefined for these scans"
     assert bootstrap_intervals([], [], [])["intervals"]["ap"]["value"] is None

@@ -188,6 +188,9 @@ def test_what_cannot_be_scored_says_why() -> None:
     data[0]["slice_position"] = 3.0
     (row,) = [row for row in confounds(data).rows if row["statistic"] == "slice_position"]
     assert row["reason"] == "there is no abnormal scan whose value is known"
+    del data[0]["slice_position"]
+    (row,) = [row for row in confounds(data).rows if row["statistic"] == "slice_position"]
+    assert row["reason"] == "it is known of no scan"
     # labels that are not known are passed over
     assert confounds([*data, {"label": None, "patient": 9, "mean": 1.0}]).rows == confounds(data).rows
 

@@ -448,6 +448,10 @@ def test_calibration_in_words() -> None:
         "The guarantee no longer holds: these scans differ from the calibration scans in spacing.",
     )
     assert verdicts(replace(good, drift=[]))[1][0]
+    apart = [DriftCheck("scores", "no normal", compared=False), DriftCheck("spacing", "1 mm")]
+    found = calibration_statements(small(calibration=replace(good, drift=apart)))[1]
+    assert (found.warning, found.detail) == (False, "Not compared: scores.")
+    assert verdicts(replace(good, drift=apart[:1]))[1][0]  # nothing was compared
     assert verdicts(good, failures=[("a", "broken")])[-1] == (
         True,
         "1 scan could not be used and is missing from every figure.",

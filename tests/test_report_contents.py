@@ -108,8 +108,10 @@ def test_each_drift_check_has_a_line() -> None:
     assert said in drift_checks(found)[2].finding
     assert f"p = {found['scores']['p_value']:.2g}" in drift_checks(found)[0].finding
     without = drift_checks(report(torch.empty(0, 9), normals=[]))
-    assert without[0].finding == "not compared: no new patient is labelled normal"
-    assert all("not compared: the detector was calibrated" in check.finding for check in without[1:])
+    assert without[0].finding == "no new patient is labelled normal"
+    assert all("the detector was calibrated" in check.finding for check in without[1:])
+    assert not any(check.compared or check.warning for check in without)
+    assert all(check.compared for check in checks)
     assert drift_checks(None) == []
 
 

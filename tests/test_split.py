@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from PIL import Image
 
 from monai_anomaly.data import Cohort, check_cohort, describe_split, load_cohort, seen_scans
 from monai_anomaly.data.cohort import _hold_out, write_datalist
-from monai_anomaly.engines import TrainingData, check_unseen
+from monai_anomaly.engines import DetectorTraining, TrainingData, check_unseen
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.networks import IntensityThreshold
 
 pytest_plugins = ["bundle_fixtures"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")
@@ -246,6 +248,25 @@ def test_no_normals_left_for_calibration(tiny_cohort: Path, tmp_path: Path, capl
     out = detect(tmp_path, tmp_path / "out", tiny_cohort)
     assert list(out.glob("*/anomaly_map.nii.gz"))
     assert not list(out.glob("*/anomaly_mask.nii.gz"))
+
+
+def test_few_calibration_patients_are_told_of_before_the_training(
+    tiny_cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cohort = load_cohort(tiny_cohort)
+
+    def lines(calibration: list[dict[str, Any]]) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            data = TrainingData(replace(cohort, calibration=calibration), image_size=(32, 32), progress=False)
+            DetectorTraining(IntensityThreshold(), [], data, tmp_path, progress=False)
+        return [r.getMessage() for r in caplog.records if "calibration patient" in r.getMessage()]
+
+    assert lines(cohort.calibration) == []
+    (line,) = lines(cohort.calibration[:18])
+    assert "18 calibration patients: a mask at alpha 0.05 needs 19; the least rate is 1/19." in line
+    assert "\n" not in line
+    assert "1 calibration patient:" in lines(cohort.calibration[:1])[0]
 
 
 @pytest.mark.parametrize("kept", ["normal", "abnormal"])

@@ -157,6 +157,8 @@ def _score(name: str, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if missing:
         of = "" if len(having) == len(known) else " whose value is known"
         row["reason"] = " and ".join(f"there is no {word} scan{of}" for word in missing)
+        if known and not having:
+            row["reason"] = "it is known of no scan"
         return row
     auroc = float(roc_auc_score(labels, values))
     sign = 1.0 if auroc >= 0.5 else -1.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_anomaly.calibration import MaskCleanup
 from monai_anomaly.metrics import (
     LESION_COLUMNS,
     LesionDetection,
@@ -31,6 +32,7 @@ from monai_anomaly.networks import AnomalyDetector
 
 from .report_contents import (
     cohort_sides,
+    detector_settings,
     drift_checks,
     froc_curves,
     group_tables,
@@ -38,6 +40,8 @@ from .report_contents import (
     lesion_tables,
     lesion_thresholds,
     level_notes,
+    mask_rule_text,
+    mask_table,
     metric_columns,
     scan_curves,
     table_figures,
@@ -58,6 +62,8 @@ class EvaluationRecorder:
         network: the detector that is reported on.
         alpha: rate that its thresholds are set for; None for no threshold.
         map_threshold: of its mask; None for no mask.
+        mask_rule: of that threshold (see ``CohortEvaluator``).
+        cleanup: that masks went through; None for none.
         evaluate: also measure against labels and masks.
         baselines: by name; those of the detector's own class are left out. They run with ``evaluate`` alone.
         description: the content of ``detector.json``; None where it is not known.
@@ -70,6 +76,8 @@ class EvaluationRecorder:
         alpha: float | None,
         map_threshold: float | None,
         *,
+        mask_rule: str = "family",
+        cleanup: MaskCleanup | None = None,
         evaluate: bool,
         baselines: Mapping[str, AnomalyDetector] | None = None,
         description: Mapping[str, Any] | None = None,
@@ -86,12 +94,14 @@ class EvaluationRecorder:
         if alpha is not None:
             found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
             self.score_threshold = calibration.score_threshold(alpha)
+        found["paper"] = network.paper_map_threshold
         self.thresholds = {name: value for name, value in found.items() if value is not None}
         self.pixels = {self.name: PixelMetrics(self.thresholds), **{name: PixelMetrics() for name in self.baselines}}
         self.voxels = {self.name: VoxelIntervals(self.thresholds), **{n: VoxelIntervals() for n in self.baselines}}
         self.lesion_thresholds = {} if alpha is None else lesion_thresholds(calibration, alpha)
         self.lesions: dict[str, LesionDetection] = {}
         self.masks = MaskMetrics()
+        self.mask_settings = self._mask_settings(mask_rule, cleanup or MaskCleanup())
         self.counts: list[tuple[int | None, int | None]] = []
         self.digests: list[str] = []
         self.scores: dict[str, list[float]] = {name: [] for name in self.baselines}
@@ -167,6 +177,18 @@ class EvaluationRecorder:
         for name, (_, score) in baselines.items():
             self.scores[name].append(score)
 
+    def _mask_settings(self, rule: str, cleanup: MaskCleanup) -> dict[str, Any] | None:
+        """How masks were made, as plain values; None where there are none."""
+        if self.map_threshold is None:
+            return None
+        return {
+            "rule": rule,
+            "alpha": self.alpha,
+            "threshold": self.map_threshold,
+            "least_lesion_mm3": cleanup.least_lesion_mm3,
+            "inside_foreground": cleanup.inside_foreground,
+        }
+
     def _kept(self, drawn: Any) -> Callable[[], Any]:
         """A slice put away, and how to get it back: slices of thousands of scans would fill the memory."""
         path = Path(self._folder.name) / f"{len(self.slices)}.pickle"
@@ -183,7 +205,7 @@ class EvaluationRecorder:
             ``image``, ``pixel``, ``patient``, ``lesion`` (by volumes and pictures), ``intervals`` of scans,
             ``patient_intervals`` and ``pixel_intervals`` (each by detector), ``gap``, ``by_group``, ``confounds``,
             ``decisions`` (of scans, of voxels above the thresholds of the raw map, and of the masks as written, after
-            any clean-up), ``baselines`` and ``undefined``.
+            any clean-up, with their ``settings``), ``baselines`` and ``undefined``.
         """
         from monai_anomaly.data.picture_statistics import confounds
 
@@ -223,7 +245,7 @@ class EvaluationRecorder:
             "decisions": {
                 "scan": found["image"]["decision"],
                 "voxel": found["pixel"]["decisions"],
-                "mask": self.masks.compute(),
+                "mask": {"settings": self.mask_settings, **self.masks.compute()},
             },
             "baselines": baselines,
             "undefined": {level: found[level]["undefined"] for level in ("image", "pixel", "patient")},
@@ -285,14 +307,19 @@ class EvaluationRecorder:
                 patients=int(calibration.scores.numel()),
                 score_threshold=threshold,
                 map_threshold=self.map_threshold,
-                rule="the threshold of scores is the conformal quantile of the calibration patients' highest scores; a "
-                "mask holds the voxels above the threshold of maps",
-                scores=calibration.scores.cpu().numpy(),
+                rule="the threshold of scores is the conformal quantile of the calibration patients' highest scores"
+                + (f"; {mask_rule_text(self.mask_settings)}" if self.mask_settings else ""),
+                # of scans, as the cases' are; older versions kept patients' highest alone
+                scores=(calibration.item_scores if calibration.item_scores.numel() else calibration.scores)
+                .cpu()
+                .numpy(),
                 drift=drift_checks(drift),
             )
         return Evaluation(
             title=f"{self.name}: {'evaluation' if metrics else 'inference'}",
-            method=ReportMethod(self.name, __version__, self._weights(settings), settings),
+            method=ReportMethod(
+                self.name, __version__, self._weights(settings), detector_settings(settings, self.description)
+            ),
             cohort=cohort_sides(self.description, rows, self.digests),
             calibration=calibrated,
             cases=cases,
@@ -337,7 +364,8 @@ class EvaluationRecorder:
             + froc_curves(self.name, self.lesions),
             "intervals": "95 % bootstrap over patients (picture statistics: normal approximation over patients)",
             "prevalence": {level: share for level, share in shares.items() if share is not None},
-            "tables": ([] if self.alpha is None else lesion_tables(metrics, self.name, self.alpha))
+            "tables": mask_table(metrics["decisions"]["mask"], self.name)
+            + ([] if self.alpha is None else lesion_tables(metrics, self.name, self.alpha))
             + group_tables(metrics["by_group"], self.name),
             "confounds": Confounds(metrics["confounds"]["sentence"], metrics["confounds"]["separates"]),
             "notes": level_notes(columns, intervals[self.name]),

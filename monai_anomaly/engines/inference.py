@@ -121,6 +121,8 @@ class CohortEvaluator(Evaluator):
             self.network,
             alpha,
             self.threshold,
+            mask_rule=mask_rule,
+            cleanup=self.cleanup,
             evaluate=evaluate,
             baselines={name: each.to(self.state.device) for name, each in (baselines or {}).items()},
             description=description,

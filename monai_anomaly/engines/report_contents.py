@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cohort_sides",
+    "detector_settings",
     "drift_checks",
     "froc_curves",
     "group_tables",
@@ -24,6 +25,8 @@ __all__ = [
     "lesion_tables",
     "lesion_thresholds",
     "level_notes",
+    "mask_rule_text",
+    "mask_table",
     "metric_columns",
     "scan_curves",
     "table_figures",
@@ -35,10 +38,11 @@ _FAMILY_MULTIPLES = (1, 2, 4)
 _VOXEL_RATES = (1e-2, 1e-3)
 
 _NOT_CALIBRATED = "not calibrated on normals, so it has no threshold"
+_NO_PAPER = "no paper states a threshold of its maps"
 _RANKINGS = {"auroc": "AUROC", "ap": "AP", "sensitivity_at_specificity": "sensitivity at 95 % specificity"}
 _DECISIONS = {"accuracy": "accuracy (ACC)", "f1": "F1"}
 _GAPS = {"gap": "score gap", "gap_in_sd": "score gap in standard deviations"}
-_RULES = {"family": "family-wise threshold", "voxel": "voxel-wise threshold"}
+_RULES = {"family": "family-wise threshold", "voxel": "voxel-wise threshold", "paper": "the paper's threshold"}
 _LESION = {
     "sensitivity": "lesions found",
     "false_lesions_per_scan": "false lesions per scan",
@@ -136,10 +140,13 @@ def metric_columns(
         MetricColumn("pixel", "auroc", "AUROC", chance=0.5, headline=share is None),
         MetricColumn("pixel", "aupro", f"AUPRO up to {pixel['aupro_limit']:g}"),
     ]
-    for name in thresholds:
+    for name, value in thresholds.items():
+        shown, note = {"dice": "Dice", "sensitivity": "sensitivity"}, decided
+        if name == "paper":
+            shown = {"accuracy": "accuracy (ACC)", "dice": "F1 (= Dice)", "sensitivity": "sensitivity"}
+            note = f"above {value:g}, where the method's paper puts it whatever the data: no rate of false alarms holds"
         columns += [
-            MetricColumn("pixel", f"dice/{name}", f"Dice, {_rule(name)}", note=decided),
-            MetricColumn("pixel", f"sensitivity/{name}", f"sensitivity, {_rule(name)}", note=decided),
+            MetricColumn("pixel", f"{key}/{name}", f"{label}, {_rule(name)}", note=note) for key, label in shown.items()
         ]
     columns += [
         MetricColumn("pixel", "dice_at_fpr", f"Dice at {rate}", note=read_off),
@@ -198,14 +205,15 @@ def _figure(level: str, key: str, found: Mapping[str, Any]) -> tuple[float | Non
         return value, of_kind["undefined"].get(name, "")
     if key in _GAPS:
         return found["gap"][key], found["gap"]["undefined"].get(key, "")
-    part = found[level]
+    part, missing = found[level], _NOT_CALIBRATED
     if level == "pixel" and "/" in key:
-        name, _, threshold = key.partition("/")
-        part, key = part["decisions"].get(threshold), name
+        key, _, threshold = key.partition("/")
+        part = part["decisions"].get(threshold)
+        missing = _NO_PAPER if threshold == "paper" else missing
     elif key in _DECISIONS:
         part = part["decision"]
     if part is None:
-        return None, _NOT_CALIBRATED
+        return None, missing
     return part[key], part["undefined"].get(key, "")
 
 
@@ -232,8 +240,66 @@ def level_notes(columns: Sequence[MetricColumn], intervals: Mapping[str, Mapping
                 continue
             reason = bounds.get("undefined", {}).get(column.key, "it is not resampled")
             reasons.setdefault(reason, []).append(column.label)
-        notes[level] = [f"No interval of {', '.join(labels)}: {reason}." for reason, labels in reasons.items()]
+        notes[level] = [f"No interval of {'; '.join(labels)}: {reason}." for reason, labels in reasons.items()]
     return notes
+
+
+def mask_rule_text(settings: Mapping[str, Any]) -> str:
+    """How masks were made, in words.
+
+    Args:
+        settings: of ``EvaluationRecorder.mask_settings``.
+    """
+    parts = ["voxels outside of the foreground"] if settings["inside_foreground"] else []
+    if settings["least_lesion_mm3"]:
+        parts.append(f"findings below {settings['least_lesion_mm3']:g} mm³ (of pictures: pixels)")
+    cleaned = f"cleaned of {' and '.join(parts)}" if parts else "not cleaned up"
+    return f"a mask holds the voxels above the {_rule(settings['rule'])} of maps, {cleaned}"
+
+
+def mask_table(found: Mapping[str, Any], detector: str) -> list[ExtraTable]:
+    """The figures of the masks as written; none without masks.
+
+    Args:
+        found: ``decisions``, ``mask`` of ``EvaluationRecorder.metrics``.
+        detector: its name.
+    """
+    from scipy.stats import binomtest
+
+    from monai_anomaly.writers.evaluation import Estimate, ExtraTable
+
+    settings, undefined = found["settings"], found["undefined"]
+    if settings is None:
+        return []
+    flagged = _estimate(found["normal_patients_flagged"], undefined.get("normal_patients_flagged", ""))
+    if found["num_normal_patients"]:
+        test = binomtest(found["num_normal_patients_flagged"], found["num_normal_patients"])
+        bounds = test.proportion_ci(0.95, method="exact")
+        flagged = Estimate(flagged.value, bounds.low, bounds.high)
+    family = settings["rule"] == "family"
+    cells: dict[str, Any] = {
+        "mask": f"{settings['rule']} {settings['alpha']:g}",
+        "alpha": Estimate(settings["alpha"]),
+        "normal patients flagged": flagged,
+        "normal patients": found["num_normal_patients"],
+        "Dice": _estimate(found["dice"], undefined.get("dice", "")),
+        "sensitivity": _estimate(found["sensitivity"], undefined.get("sensitivity", "")),
+        "voxel FPR": _estimate(found["fpr"], undefined.get("fpr", "")),
+        "lesions found": _estimate(found["lesion_sensitivity"], undefined.get("lesion_sensitivity", "")),
+        "lesions": found["num_lesions"],
+    }
+    for kind, lesions in found["lesion"].items():
+        suffix = f", {kind}s" if len(found["lesion"]) > 1 else ""
+        cells[f"false lesions per scan{suffix}"] = _estimate(
+            lesions["false_lesions_per_scan"], lesions["undefined"].get("false_lesions_per_scan", "")
+        )
+    rate = "normal patients with any flagged voxel" if family else "normal tissue voxels that are flagged"
+    note = (
+        f"The figures of the files: {mask_rule_text(settings)}. alpha is the promised rate of {rate}. Of the normal "
+        "patients here the share whose masks have any voxel, with its exact binomial 95 % interval. A lesion is found "
+        "where the mask touches it."
+    )
+    return [ExtraTable("Masks as written", list(cells), [list(cells.values())], note, detector=detector, level="pixel")]
 
 
 def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> list[ExtraTable]:
@@ -371,12 +437,12 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
             f"median {scores['new']['median']:.4g} here against {scores['calibration']['median']:.4g} in calibration"
         )
     else:
-        text = f"not compared: {scores['reason']}"
-    checks = [DriftCheck("scores (Kolmogorov-Smirnov)", text, "scores" in drifted)]
+        text = scores["reason"]
+    checks = [DriftCheck("scores (Kolmogorov-Smirnov)", text, "scores" in drifted, "statistic" in scores)]
     facts = report["facts"]
     for name, parts in _DRIFT_LINES:
         if facts is None:
-            checks.append(DriftCheck(name, f"not compared: {report['facts_reason']}"))
+            checks.append(DriftCheck(name, report["facts_reason"], compared=False))
             continue
         found = [
             f"{part} {facts[key]['new']['median']:.4g} against {facts[key]['calibration']['median']:.4g} "
@@ -386,6 +452,27 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
         text = f"medians, here against calibration: {'; '.join(found)}"
         checks.append(DriftCheck(name, text, not drifted.isdisjoint(parts.values())))
     return checks
+
+
+def detector_settings(network: Mapping[str, Any], description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a detector was made and trained with.
+
+    Args:
+        network: the arguments of its class.
+        description: the content of ``detector.json``; None where it is not known.
+    """
+    description = description or {}
+    training = description.get("training") or {}
+    stages = {
+        f"stage {number}": {
+            "batch_size": stage.get("batch_size"),
+            **{f"{name} lr": optimizer.get("lr") for name, optimizer in stage.get("optimizers", {}).items()},
+        }
+        for number, stage in enumerate(training.get("stages", ()), start=1)
+    }
+    chosen = {key: training[key] for key in ("seed", "epochs", "selection", "proxy") if key in training}
+    parts = {"preprocessing": description.get("preprocessing"), "training": {**chosen, **stages}}
+    return {**network, **{name: part for name, part in parts.items() if part}}
 
 
 def cohort_sides(

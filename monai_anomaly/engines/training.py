@@ -12,6 +12,7 @@ import torch
 from monai.transforms import Compose
 from torch import nn
 
+from monai_anomaly.calibration import least_normals
 from monai_anomaly.data.content import content_hash
 from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
@@ -30,6 +31,9 @@ from .training_data import ImageBatches, TrainingData
 __all__ = ["DetectorTraining"]
 
 logger = logging.getLogger(__name__)
+
+# alpha of inference and evaluation where none is given.
+_MASK_RATE = 0.05
 
 
 class DetectorTraining:
@@ -95,10 +99,22 @@ class DetectorTraining:
         self.selection = selection_named(
             select_by, data.held_out, data.train_dataset, self.inferer.batch_size, self.stages
         )
-        if first_process() and not data.cohort.calibration:
+        if first_process():
+            self._warn_of_few()
+
+    def _warn_of_few(self) -> None:
+        """Say before the training what the calibration patients cannot carry."""
+        cohort, needed = self.data.cohort, least_normals(_MASK_RATE)
+        patients = len({item["patient"] for item in cohort.calibration})
+        if not patients:
             logger.warning(
-                f"{data.cohort.root}: no normals are left for calibration: the detector will have no thresholds and "
-                "write no masks. Raise calibration_fraction (two or more training patients), or list some under "
+                f"{cohort.root}: no normals are left for calibration: the detector will have no thresholds and write "
+                "no masks. Raise calibration_fraction (two or more training patients), or list some under calibration."
+            )
+        elif patients < needed:
+            logger.warning(
+                f"{cohort.root}: {patients} calibration patient{'s' * (patients > 1)}: a mask at alpha {_MASK_RATE:g} "
+                f"needs {needed}; the least rate is 1/{patients + 1}. Raise calibration_fraction, or list more under "
                 "calibration."
             )
 

@@ -69,7 +69,8 @@ def bootstrap_intervals(
     patients with an abnormal scan and those without are drawn apart, as many of each as there are: how many there are
     is as a rule chosen by who puts the test set together, and average precision and accuracy depend on it. A resample
     in which a metric is undefined is drawn again for all of them, and counted. For few patients the intervals are too
-    narrow; for fewer than two of a kind there are none.
+    narrow; for a single one of a kind there are none. Where all patients have an abnormal scan, or none has, they are
+    drawn as one kind: their scans can be of both classes all the same.
 
     Args:
         patients: of each scan.
@@ -114,13 +115,13 @@ def bootstrap_intervals(
     few = [
         f"{len(members)} {kind} patient(s)"
         for members, kind in zip(strata, ("normal", "abnormal"), strict=True)
-        if len(members) < 2
+        if len(members) == 1
     ]
     if few:
         undefined |= {name: f"{' and '.join(few)}: too few to resample" for name in found if name not in undefined}
     drawn: dict[str, list[float]] = {name: [] for name in found if name not in undefined}
     redrawn, done, random = 0, 0, np.random.default_rng(seed)
-    pools = strata if stratified else [[*strata[0], *strata[1]]]
+    pools = [stratum for stratum in strata if stratum] if stratified else [[*strata[0], *strata[1]]]
     while drawn and done < n and done + redrawn < _DRAWS * n:
         chosen = np.concatenate([random.choice(pool, len(pool)) for pool in pools])
         places = np.concatenate([groups[g] for g in chosen])

@@ -241,11 +241,13 @@ class DriftCheck:
         name: what is compared, ``scores (Kolmogorov-Smirnov)``.
         finding: the outcome in words and figures.
         warning: True where the guarantee of the calibration can no longer be relied on.
+        compared: False where the two could not be compared, for the reason in ``finding``.
     """
 
     name: str
     finding: str
     warning: bool = False
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,8 @@ class ReportCalibration:
         score_threshold: scans with a higher score are flagged; None with too few patients or no ``alpha``.
         map_threshold: voxels with a higher value are in the mask, in the units of the map; None where there is none.
         rule: how the thresholds follow from the calibration scores, in words.
-        scores: shape (n,), calibration scores in the units of the cases' scores, for the histogram; may be empty.
+        scores: shape (n,), scores of calibration scans in the units of the cases' scores, for the histogram; may be
+            empty.
         drift: the checks of this cohort against the calibration; empty where none was made.
     """
 

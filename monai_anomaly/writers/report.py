@@ -361,12 +361,13 @@ def _calibration(evaluation: Evaluation) -> Iterator[str]:
     if not calibration.drift:
         yield "<p>Not checked.</p>"
         return
+    calm = {True: "no drift", False: "not compared"}
     checks = [
         (
             "",
             [
                 _text(check.name),
-                '<span class="tag">Warning</span>' if check.warning else "no drift",
+                '<span class="tag">Warning</span>' if check.warning else calm[check.compared],
                 _text(check.finding),
             ],
         )
@@ -431,7 +432,7 @@ def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
     for column in columns:
         noted.setdefault(column.note, []).append(column.label)
     yield from (
-        f'<p class="note">{_text(", ".join(names))}: {_text(note)}.</p>' for note, names in noted.items() if note
+        f'<p class="note">{_text("; ".join(names))}: {_text(note)}.</p>' for note, names in noted.items() if note
     )
     for note in evaluation.notes.get(level, ()):
         yield f'<p class="note">{_text(note)}</p>'

@@ -58,6 +58,9 @@ class ProxyExtractionModule(nn.Module):
 class ProxyAno(AnomalyDetector):
     """The Proxy-bridged Image Reconstruction Network.
 
+    Attributes:
+        paper_map_threshold: 0.5, of intensities in [0, 1] (section IV-D2, fundus images).
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
@@ -81,6 +84,8 @@ class ProxyAno(AnomalyDetector):
         detector = ProxyAno(spatial_dims=2, in_channels=1)
         anomaly_map, anomaly_score, restoration = detector.eval().detect(torch.rand(1, 1, 256, 256))
     """
+
+    paper_map_threshold = 0.5
 
     def __init__(
         self,
