@@ -194,6 +194,17 @@ def test_a_cohort_without_training_scans(trained: Path, tmp_path: Path) -> None:
     assert "no usable normal scan" in refusal(train_small, tmp_path, write_nifti(tmp_path / "c" / "scan.nii.gz", 1))
 
 
+@pytest.mark.parametrize("alpha", [0, 1.5, "five", float("nan")])
+def test_an_alpha_that_is_no_rate(alpha: float | str, trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as caught:
+        detect(trained, tmp_path / "out", tiny_cohort, alpha=alpha)
+    cause: BaseException | None = caught.value
+    while cause is not None and not isinstance(cause, ValueError):
+        cause = cause.__cause__
+    assert str(cause) == f"alpha is a rate between 0 and 1, got {alpha!r}"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_model(tiny_cohort: Path, tmp_path: Path) -> None:
     line = refusal(run_bundle, "inference", tmp_path / "out", tiny_cohort)
     assert line.startswith(str(tmp_path / "out" / "models"))

@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from monai_anomaly.data import load_cohort
 from monai_anomaly.data.split import describe_split
-from monai_anomaly.engines import EvaluationRecorder
+from monai_anomaly.engines import EvaluationRecorder, load_detector
 from monai_anomaly.networks import IntensityThreshold, ProxyAno
 
 pytest_plugins = ["bundle_fixtures"]
@@ -120,8 +120,10 @@ def test_the_papers_threshold_stands_beside_the_calibrated_ones(evaluated: Path,
     assert float(f1["value"]) == found["dice"] == pytest.approx(f1_score(*pooled, zero_division=0))
     assert "no paper" in lines["intensity threshold", "pixel", "dice/paper", ""]["undefined"]
     assert "F1 (= Dice), the paper&#x27;s threshold" in (evaluated / "report.html").read_text()
-    assert EvaluationRecorder(IntensityThreshold(), None, None, evaluate=True).thresholds == {}
-    assert EvaluationRecorder(ProxyAno(channels=(4,)), None, None, evaluate=True).thresholds == {"paper": 0.5}
+    assert EvaluationRecorder(IntensityThreshold(), None, None, evaluate=True).thresholds["IntensityThreshold"] == {}
+    assert EvaluationRecorder(ProxyAno(channels=(4,)), None, None, evaluate=True).thresholds["ProxyAno"] == {
+        "paper": 0.5
+    }
 
 
 def test_lesions_are_the_parts_of_the_masks(evaluated: Path, tiny_cohort: Path) -> None:
@@ -173,10 +175,16 @@ def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained:
     [test] = [side for side in report_of(evaluated)["cohort"] if side["name"] == "test"]
     digests = describe_split(load_cohort(tiny_cohort))["sides"]["test"]["digests"]
     assert test["sha256"] == hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-    for text in ("FROC curve, lesions", "Lesions found, by size (volumes)", "best Dice (oracle)", "field of view"):
+    for text in (
+        "FROC curve, lesions",
+        "Lesions found by ProxyAno, by size (volumes)",
+        "best Dice (oracle)",
+        "field of view",
+    ):
         assert text in page
     found = json.loads((evaluated / "metrics.json").read_text())["lesion"]["volume"]
-    [table] = [table for table in report_of(evaluated)["tables"] if table["level"] == "lesion"]
+    [table, *others] = [table for table in report_of(evaluated)["tables"] if table["level"] == "lesion"]
+    assert [other["detector"] for other in others] == ["intensity threshold", "z-score"]
     assert len(table["rows"]) == len(found["at"])
     lines = table_of(evaluated)
     family = found["at"]["family"]
@@ -185,7 +193,18 @@ def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained:
         float(lines["ProxyAno", "lesion", "false lesions per scan", "threshold: family 0.05"]["value"])
         == (family["false_lesions_per_scan"])
     )
-    assert "not calibrated" in lines["intensity threshold", "image", "f1", ""]["undefined"]
+    # the baselines have thresholds of their own, on the same calibration normals
+    baselines = json.loads((evaluated / "metrics.json").read_text())["baselines"]
+    for name, kept in (("intensity threshold", "intensity"), ("z-score", "zscore")):
+        network = load_detector(trained / "models" / "baselines" / kept).network
+        decision = baselines[name]["image"]["decision"]
+        assert decision["threshold"] == network.calibration.score_threshold(0.05)
+        assert float(lines[name, "image", "accuracy", ""]["value"]) == decision["accuracy"]
+        voxel = baselines[name]["pixel"]["decisions"]["family"]
+        assert voxel["threshold"] == network.calibration.map_threshold(0.05)
+        assert float(lines[name, "pixel", "dice/family", ""]["value"]) == voxel["dice"]
+        at = baselines[name]["lesion"]["volume"]["at"]["family"]
+        assert float(lines[name, "lesion", "volume/sensitivity", ""]["value"]) == at["sensitivity"]
     checks = report_of(evaluated)["calibration"]["drift"]
     assert len(checks) == 5
     shown = report_of(evaluated)["method"]["settings"]

@@ -83,11 +83,13 @@ def test_the_model_and_every_threshold_are_the_same_to_the_bit(detectors: dict[s
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "as it is"])
-def test_the_baseline_is_the_same_to_the_bit(detectors: dict[str, Path], variant: str) -> None:
-    ours, theirs = (detectors[v] / "baselines" / "zscore" for v in ("as it is", variant))
-    for name in ("model.pt", "detector.json"):
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
-    assert load_detector(ours).network.mean.std() > 0
+def test_the_baselines_are_the_same_to_the_bit(detectors: dict[str, Path], variant: str) -> None:
+    ours, theirs = (detectors[v] / "baselines" for v in ("as it is", variant))
+    for baseline in ("intensity", "zscore"):
+        for name in ("model.pt", "detector.json"):
+            assert (ours / baseline / name).read_bytes() == (theirs / baseline / name).read_bytes()
+        assert load_detector(ours / baseline).network.calibration.scores.numel() == 19
+    assert load_detector(ours / "zscore").network.mean.std() > 0
 
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "as it is"])

@@ -63,7 +63,7 @@ def test_lesions_become_a_table_and_a_curve() -> None:
     scores[7, 0, 2] = 0.4
     detection.update(scores, mask, 50.0)
     [table] = lesion_tables({"lesion": {"volume": detection.compute()}}, "own", 0.05)
-    assert table.title == "Lesions found, by size (volumes)"
+    assert table.title == "Lesions found by own, by size (volumes)"
     assert (table.detector, table.level) == ("own", "lesion")
     assert table.columns[1:3] == ["all (n = 2)", "small (from 0 mm³, n = 1)"]
     one, half, none = Estimate(1.0), Estimate(0.5), Estimate(0.0)

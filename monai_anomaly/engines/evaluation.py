@@ -88,18 +88,18 @@ class EvaluationRecorder:
         self.name = type(network).__name__
         chosen = dict(baselines or {}) if evaluate else {}
         self.baselines = {n: b.eval() for n, b in chosen.items() if type(b) is not type(network)}
-        calibration = network.calibration
-        found: dict[str, float | None] = {}
-        self.score_threshold: float | None = None
-        if alpha is not None:
-            found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha)}
-            self.score_threshold = calibration.score_threshold(alpha)
-        found["paper"] = network.paper_map_threshold
-        self.thresholds = {name: value for name, value in found.items() if value is not None}
-        self.pixels = {self.name: PixelMetrics(self.thresholds), **{name: PixelMetrics() for name in self.baselines}}
-        self.voxels = {self.name: VoxelIntervals(self.thresholds), **{n: VoxelIntervals() for n in self.baselines}}
-        self.lesion_thresholds = {} if alpha is None else lesion_thresholds(calibration, alpha)
-        self.lesions: dict[str, LesionDetection] = {}
+        # by detector: each by its own calibration
+        compared = {self.name: network, **self.baselines}
+        self.score_thresholds = {
+            name: None if alpha is None else each.calibration.score_threshold(alpha) for name, each in compared.items()
+        }
+        self.thresholds = {name: _map_thresholds(each, alpha) for name, each in compared.items()}
+        self.lesion_thresholds = {
+            name: {} if alpha is None else lesion_thresholds(each.calibration, alpha) for name, each in compared.items()
+        }
+        self.pixels = {name: PixelMetrics(values) for name, values in self.thresholds.items()}
+        self.voxels = {name: VoxelIntervals(values) for name, values in self.thresholds.items()}
+        self.lesions: dict[str, dict[str, LesionDetection]] = {name: {} for name in compared}
         self.masks = MaskMetrics()
         self.mask_settings = self._mask_settings(mask_rule, cleanup or MaskCleanup())
         self.counts: list[tuple[int | None, int | None]] = []
@@ -158,14 +158,13 @@ class EvaluationRecorder:
         volume = None if affine is None else float(abs(np.linalg.det(affine[:3, :3])))
         # What can refuse a map comes first: a scan that fails leaves no row behind in any list.
         if self.evaluate and reference is not None:
-            self.pixels[self.name].update(anomaly_map, reference)
-            self.voxels[self.name].update(item["patient"], anomaly_map, reference)
-            for name, (scores, _) in baselines.items():
+            maps = {self.name: anomaly_map, **{name: scores for name, (scores, _) in baselines.items()}}
+            for name, scores in maps.items():
                 self.pixels[name].update(scores, reference)
                 self.voxels[name].update(item["patient"], scores, reference)
-            if self.lesion_thresholds:
-                found = LesionDetection(self.lesion_thresholds, floor=lesion_floor(self.lesion_thresholds))
-                self.lesions.setdefault(kind, found).update(anomaly_map, reference, volume)
+                if thresholds := self.lesion_thresholds[name]:
+                    found = LesionDetection(thresholds, floor=lesion_floor(thresholds))
+                    self.lesions[name].setdefault(kind, found).update(scores, reference, volume)
         if self.evaluate and mask is not None:
             self.masks.update(item["patient"], item.get("label"), mask, reference, kind, volume)
         self.lesion_rows += [{"case": item["case"], "patient": item["patient"], **row} for row in rows]
@@ -210,12 +209,12 @@ class EvaluationRecorder:
         from monai_anomaly.data.picture_statistics import confounds
 
         labels, scores, patients = ([row[key] for row in rows] for key in ("label", "anomaly_score", "patient"))
-        threshold = self.score_threshold
         intervals: dict[str, Any] = {}
         patient_intervals: dict[str, Any] = {}
         pixel_intervals: dict[str, Any] = {}
 
-        def measured(name: str, own: Sequence[float], threshold: float | None) -> dict[str, Any]:
+        def measured(name: str, own: Sequence[float]) -> dict[str, Any]:
+            threshold = self.score_thresholds[name]
             together, pixel = patient_level(patients, labels, own), self.pixels[name].compute()
             statistics = scan_statistics(threshold)
             intervals[name] = bootstrap_intervals(patients, labels, own, statistics)
@@ -230,17 +229,17 @@ class EvaluationRecorder:
                 "pixel": pixel,
                 "patient": image_metrics(together.labels, together.scores, threshold),
                 "gap": score_gap(labels, own),
+                "by_group": {key: self._by_group(rows, own, key, threshold) for key in ("site", "scanner")},
+                "lesion": {kind: lesions.compute() for kind, lesions in self.lesions[name].items()},
             }
 
-        found = measured(self.name, scores, threshold)
-        baselines = {name: measured(name, own, None) for name, own in self.scores.items()}
+        found = measured(self.name, scores)
+        baselines = {name: measured(name, own) for name, own in self.scores.items()}
         return {
             **found,
-            "lesion": {kind: lesions.compute() for kind, lesions in self.lesions.items()},
             "intervals": intervals,
             "patient_intervals": patient_intervals,
             "pixel_intervals": pixel_intervals,
-            "by_group": {key: self._by_group(rows, key, threshold) for key in ("site", "scanner")},
             "confounds": confounds([{**row, **own} for row, own in zip(rows, self.statistics)])._asdict(),
             "decisions": {
                 "scan": found["image"]["decision"],
@@ -252,14 +251,18 @@ class EvaluationRecorder:
         }
 
     def _by_group(
-        self, rows: Sequence[Mapping[str, Any]], key: str, threshold: float | None
+        self, rows: Sequence[Mapping[str, Any]], own: Sequence[float], key: str, threshold: float | None
     ) -> dict[str, dict[str, Any]]:
-        """What ``by_group`` gives, with the intervals of each group."""
-        grouped = [{**row, key: group[key]} for row, group in zip(rows, self.groups)]
+        """What ``by_group`` gives of a detector's scores, with the intervals of each group."""
+        grouped = [
+            {**row, key: group[key], "anomaly_score": score} for row, group, score in zip(rows, self.groups, own)
+        ]
         found = by_group(grouped, key, threshold)
         for name, metrics in found.items():
-            own = [row for row in grouped if group_name(row, key) == name]
-            patients, labels, scores = ([row[part] for row in own] for part in ("patient", "label", "anomaly_score"))
+            members = [row for row in grouped if group_name(row, key) == name]
+            patients, labels, scores = (
+                [row[part] for row in members] for part in ("patient", "label", "anomaly_score")
+            )
             metrics["intervals"] = bootstrap_intervals(patients, labels, scores, scan_statistics(threshold))
         return found
 
@@ -282,7 +285,7 @@ class EvaluationRecorder:
         from monai_anomaly.writers.evaluation import CaseResult, Evaluation, ReportCalibration, ReportMethod
 
         calibration = self.network.calibration
-        threshold = self.score_threshold
+        threshold = self.score_thresholds[self.name]
         config: Any = self.network.config
         settings: dict[str, Any] = config["arguments"]
         cases = [
@@ -337,7 +340,7 @@ class EvaluationRecorder:
     def _tables(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
         from monai_anomaly.writers.evaluation import Confounds, DetectorFigures, Estimate
 
-        columns = metric_columns(metrics, self.thresholds, self.score_threshold)
+        columns = metric_columns(metrics, self.thresholds[self.name], self.score_thresholds[self.name])
         intervals = {
             name: {
                 "image": metrics["intervals"][name],
@@ -361,12 +364,18 @@ class EvaluationRecorder:
             "metrics": columns,
             "detectors": detectors,
             "curves": scan_curves(self.name, [row["label"] for row in rows], scores)
-            + froc_curves(self.name, self.lesions),
+            + [curve for name in self.lesions for curve in froc_curves(name, self.lesions[name], name == self.name)],
             "intervals": "95 % bootstrap over patients (picture statistics: normal approximation over patients)",
             "prevalence": {level: share for level, share in shares.items() if share is not None},
             "tables": mask_table(metrics["decisions"]["mask"], self.name)
-            + ([] if self.alpha is None else lesion_tables(metrics, self.name, self.alpha))
-            + group_tables(metrics["by_group"], self.name),
+            + [
+                table
+                for name, found in {self.name: metrics, **metrics["baselines"]}.items()
+                for table in [
+                    *([] if self.alpha is None else lesion_tables(found, name, self.alpha)),
+                    *group_tables(found["by_group"], name),
+                ]
+            ],
             "confounds": Confounds(metrics["confounds"]["sentence"], metrics["confounds"]["separates"]),
             "notes": level_notes(columns, intervals[self.name]),
         }
@@ -410,6 +419,15 @@ class EvaluationRecorder:
         else:
             (folder / "report.html").unlink(missing_ok=True)
         return metrics
+
+
+def _map_thresholds(network: AnomalyDetector, alpha: float | None) -> dict[str, float]:
+    """What a detector's voxels are decided at, by name: the calibrated thresholds, and that of the method's paper."""
+    calibration = network.calibration
+    found = {"paper": network.paper_map_threshold}
+    if alpha is not None:
+        found = {"family": calibration.map_threshold(alpha), "voxel": calibration.voxel_threshold(alpha), **found}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _load_slice(path: Path) -> Any:

@@ -97,6 +97,8 @@ class CohortEvaluator(Evaluator):
             raise ValueError(f"overview_slices is at least 0, got {overview_slices}")
         if mask_rule not in ("family", "voxel"):
             raise ValueError(f"mask_rule is 'family' or 'voxel', got {mask_rule!r}")
+        if isinstance(alpha, str) or alpha != alpha:
+            raise ValueError(f"alpha is a rate between 0 and 1, got {alpha!r}")
         _check_calibrated_map(network, calibrated_map)
         super().__init__(
             device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, mode="eval", decollate=False

@@ -175,7 +175,7 @@ def table_figures(
 
     Args:
         columns: of ``metric_columns``.
-        found: its metrics: ``image``, ``patient``, ``pixel``, ``gap`` and, of the method, ``lesion``.
+        found: its metrics: ``image``, ``patient``, ``pixel``, ``gap`` and ``lesion``.
         intervals: by level what ``bootstrap_intervals`` or ``VoxelIntervals.compute`` gave.
     """
     levels: dict[str, dict[str, Estimate]] = {}
@@ -306,7 +306,7 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
     """Lesions found by their size, and false ones, at each of the calibrated thresholds.
 
     Args:
-        metrics: of ``EvaluationRecorder.metrics``.
+        metrics: of ``EvaluationRecorder.metrics``, or of one of its ``baselines``.
         detector: its name.
         alpha: the rate of the thresholds whose names have none.
     """
@@ -330,7 +330,7 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
         rows.sort(key=lambda row: getattr(row[-1], "value", None) or 0.0)
         tables.append(
             ExtraTable(
-                f"Lesions found, by size ({kind}s)",
+                f"Lesions found by {detector}, by size ({kind}s)",
                 ["threshold", f"all (n = {found['num_lesions']})", *heads, "false lesions per scan"],
                 rows,
                 "Shares of the reference's connected lesions of which a voxel lies above the threshold. All thresholds "
@@ -368,7 +368,7 @@ def group_tables(by_group: Mapping[str, Mapping[str, Any]], detector: str) -> li
             rows.append([group, *counts, *cells])
         tables.append(
             ExtraTable(
-                f"By {key}",
+                f"{detector}, by {key}",
                 [key, "scans", "patients", "normal", "abnormal", *names.values()],
                 rows,
                 f"Scans of each {key} by themselves, at the same threshold.",
@@ -406,18 +406,20 @@ def scan_curves(detector: str, labels: Sequence[int | None], scores: Mapping[str
     return curves
 
 
-def froc_curves(detector: str, lesions: Mapping[str, LesionDetection]) -> list[Curve]:
+def froc_curves(detector: str, lesions: Mapping[str, LesionDetection], is_method: bool = True) -> list[Curve]:
     """The free-response curves, from the lowest usable threshold up; none without lesions.
 
     Args:
-        detector: the method's name.
+        detector: its name.
         lesions: by the kind of scan. Of two kinds the one with more lesions is drawn: they have one name in the figure.
+        is_method: False for a baseline.
     """
     from monai_anomaly.writers.evaluation import Curve
 
     points = [found.curve() for found in sorted(lesions.values(), key=lambda each: -each.compute()["num_lesions"])]
     known = [each for each in points if each is not None]
-    return [Curve(detector, "method", "lesion", "froc", known[0][1], known[0][2])] if known else []
+    kind: Literal["method", "baseline"] = "method" if is_method else "baseline"
+    return [Curve(detector, kind, "lesion", "froc", known[0][1], known[0][2])] if known else []
 
 
 def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:

@@ -16,7 +16,7 @@ from monai_anomaly.calibration import least_normals
 from monai_anomaly.data.content import content_hash
 from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.networks import AnomalyDetector, ZScore
+from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import ScanPreprocessing
 
 from .baselines import fit_baselines, forget_baselines
@@ -39,7 +39,7 @@ _MASK_RATE = 0.05
 class DetectorTraining:
     """Train a detector in stages, fit its normal statistics, calibrate it on held-out normals, and write ``models/``.
 
-    The z-score that evaluations set beside it is fitted last, on the same training normals (see ``fit_baselines``).
+    What evaluations set beside it is fitted and calibrated last, on the same normals (see ``fit_baselines``).
 
     Args:
         network: the detector, on its device.
@@ -230,9 +230,17 @@ class DetectorTraining:
             models = self.output_dir / "models"
             forget_baselines(models)
             save_detector(models, self.network, self.preprocessing, facts)
-            if not isinstance(self.network, ZScore):
-                standardised = self.volume_score == "standardised"
-                fit_baselines(models, dataset, self.preprocessing, self.inferer.batch_size, standardised)
+            fit_baselines(
+                models,
+                self.network,
+                dataset,
+                self.preprocessing,
+                calibration_data,
+                self.inferer,
+                self.volume_score == "standardised",
+                self.num_workers,
+                self.progress,
+            )
             logger.info(f"the detector is in {models}")
         return history
 
