@@ -2,7 +2,8 @@
 
 anomalib's networks are wrapped as detectors, its own losses, optimisers and settings are kept, and its training loop is
 replaced by the stages of this package. What anomalib gives is what is scored: its raw maps and scores, without its
-normalisation or thresholds, which it fits on test pictures by default.
+normalisation or thresholds, which it fits on test pictures by default. The pretrained encoder has the weights that timm
+downloads, or those of a file, so that it can be the very encoder of the methods beside it.
 
 References:
     G. Wang et al., "Student-Teacher Feature Pyramid Matching for Anomaly Detection", BMVC 2021; H. Deng, X. Li,
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +25,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from monai_anomaly.data.weights import fitting_weights, read_weights
 from monai_anomaly.engines import StageTrainer
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 
-__all__ = ["CoresetPeer", "FeaturePeer", "FeaturePeerTrainer"]
+__all__ = ["CoresetPeer", "FeaturePeer", "FeaturePeerTrainer", "random_backbones"]
 
 # Of the pictures that the encoders were trained on; anomalib's own pre-processing.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,18 +51,65 @@ def _from_anomalib(path: str) -> Any:
         ) from error
 
 
+@contextmanager
+def random_backbones() -> Iterator[None]:
+    """Within, every network that timm makes starts from random weights, and nothing is downloaded."""
+    import timm
+
+    create = timm.create_model
+
+    def without_weights(*args: Any, **kwargs: Any) -> Any:
+        return create(*args, **{**kwargs, "pretrained": False})
+
+    # Not every network of anomalib can be asked for one without a download.
+    timm.create_model = without_weights
+    try:
+        yield
+    finally:
+        timm.create_model = create
+
+
 class _Peer(AnomalyDetector):
     """A network of anomalib as a detector.
 
     Args:
         network: dotted path of its class under ``anomalib.models.image``.
+        encoder: attribute of the network that holds the pretrained encoder.
         in_channels: 1 or 3; a gray picture is repeated.
         arguments: of the class.
+        weights: file of the encoder's weights, in torchvision's format; None: those that timm downloads.
+
+    Attributes:
+        libraries: distributions that the network is of; a result names their versions.
+
+    Raises:
+        InputError: if anomalib is not installed, or the weights cannot be had or do not fit the encoder.
     """
 
-    def __init__(self, network: str, in_channels: int, arguments: dict[str, Any]) -> None:
+    libraries = ("anomalib", "timm")
+
+    def __init__(
+        self, network: str, encoder: str, in_channels: int, arguments: dict[str, Any], weights: str | Path | None
+    ) -> None:
         super().__init__(2, in_channels)
-        self.peer: nn.Module = _from_anomalib(network)(**arguments)
+        kind = _from_anomalib(network)
+        self.peer: nn.Module
+        if weights is not None:
+            state = read_weights(weights)
+            with random_backbones():
+                self.peer = kind(**arguments)
+            extractor = getattr(self.peer, encoder).feature_extractor
+            extractor.load_state_dict(fitting_weights(weights, state, extractor.state_dict()))
+        else:
+            try:
+                self.peer = kind(**arguments)
+            except OSError as error:  # so are the errors of downloads
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    arguments.get("backbone", network),
+                    f"its weights cannot be downloaded ({reason})",
+                    "Without a network pass a file in torchvision's format as weights.",
+                ) from error
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None])
         self.mean: Tensor
@@ -82,28 +133,32 @@ class FeaturePeer(_Peer):
     Args:
         network: dotted path of its class under ``anomalib.models.image``.
         loss: dotted path of its loss.
+        encoder: attribute of the network that holds the pretrained encoder.
         parts: attributes of the network that are trained.
         in_channels: 1 or 3.
         image_size: rows and columns; given to networks that ask for an input size.
         arguments: further ones of the class.
         enumerations: by argument, the dotted path of an enumeration and the name of its member.
+        weights: file of the encoder's weights, in torchvision's format; None: those that timm downloads.
     """
 
     def __init__(
         self,
         network: str,
         loss: str,
+        encoder: str,
         parts: Sequence[str],
         in_channels: int = 3,
         image_size: Sequence[int] = (256, 256),
         arguments: dict[str, Any] | None = None,
         enumerations: dict[str, Sequence[str]] | None = None,
+        weights: str | Path | None = None,
     ) -> None:
         given = dict(arguments or {})
         given |= {name: getattr(_from_anomalib(path), member) for name, (path, member) in (enumerations or {}).items()}
         if "input_size" in inspect.signature(_from_anomalib(network)).parameters:
             given["input_size"] = tuple(int(side) for side in image_size)
-        super().__init__(network, in_channels, given)
+        super().__init__(network, encoder, in_channels, given, weights)
         self.loss: nn.Module = _from_anomalib(loss)()
         self.parts = list(parts)
 
@@ -170,15 +225,23 @@ class CoresetPeer(_Peer):
 
     Args:
         network: dotted path of its class under ``anomalib.models.image``.
+        encoder: attribute of the network that holds the pretrained encoder.
         in_channels: 1 or 3.
         sampling_ratio: share of the patches that is kept.
         arguments: of the class.
+        weights: file of the encoder's weights, in torchvision's format; None: those that timm downloads.
     """
 
     def __init__(
-        self, network: str, in_channels: int = 3, sampling_ratio: float = 0.1, arguments: dict[str, Any] | None = None
+        self,
+        network: str,
+        encoder: str,
+        in_channels: int = 3,
+        sampling_ratio: float = 0.1,
+        arguments: dict[str, Any] | None = None,
+        weights: str | Path | None = None,
     ) -> None:
-        super().__init__(network, in_channels, dict(arguments or {}))
+        super().__init__(network, encoder, in_channels, dict(arguments or {}), weights)
         self.sampling_ratio = sampling_ratio
 
     @torch.jit.unused

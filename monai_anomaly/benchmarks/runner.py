@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,8 @@ class BenchmarkRun:
         if name not in self._opened:
             if name not in PUBLISHED_SETS:
                 raise InputError(name, "no reader for such a set", f"There are {_list(PUBLISHED_SETS)}.")
-            self._opened[name] = _open(PUBLISHED_SETS[name], self._root(name), self.download)
+            reader = self.suite.reader(name)
+            self._opened[name] = _open(PUBLISHED_SETS[name], self._root(name), self.download, reader)
         return self._opened[name]
 
     def _root(self, name: str) -> Path | None:
@@ -263,6 +265,7 @@ class BenchmarkRun:
             **self.extra.get(method, {}),
         }
         config = merged_config(made.files, options).config
+        reader = self.suite.reader(name)
         return Unit(
             {
                 "suite": self.suite.key,
@@ -275,6 +278,7 @@ class BenchmarkRun:
                 "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
                 "overrides": options,
                 "pictures": self.suite.settings(name, self.scale),
+                **({"reader": reader} if reader else {}),
                 "limits": self.suite.limits(self.scale),
                 "track_auroc": self.track_auroc,
             }
@@ -333,7 +337,12 @@ class BenchmarkRun:
             },
             "configuration_sha256": unit.digest,
             "configuration": configuration,
-            "versions": {"monai_anomaly": __version__, "torch": torch.__version__, "monai": monai.__version__},
+            "versions": {
+                "monai_anomaly": __version__,
+                "torch": torch.__version__,
+                "monai": monai.__version__,
+                **{name: version(name) for name in getattr(network, "libraries", ())},
+            },
             "hardware": hardware(self.device),
             "seconds": {
                 "training": round(trained_at - start, 3),
@@ -403,17 +412,23 @@ def process_share() -> tuple[int, int, int]:
     return rank, max(1, size), local
 
 
-def _open(kind: type[PublishedSet], root: Path | None, download: bool) -> PublishedSet:
+def _open(kind: type[PublishedSet], root: Path | None, download: bool, arguments: Mapping[str, Any]) -> PublishedSet:
     import inspect
 
+    parameters = inspect.signature(kind).parameters
+    known = [name for name in parameters if name != "root"]
+    for name in arguments:
+        if name not in known:
+            what = f"takes {_list(known)}" if known else "takes no arguments"
+            raise InputError(kind.key, f"its reader has no argument {name!r}", f"It {what}.")
     if root is None:
-        if inspect.signature(kind).parameters["root"].default is inspect.Parameter.empty:
+        if parameters["root"].default is inspect.Parameter.empty:
             raise InputError(kind.key, f"no folder is given for {kind.title}", f"Pass --data {kind.key}=DIR.")
-        return kind(None)  # type: ignore[arg-type]  # one that comes with a library
+        return kind(None, **arguments)  # type: ignore[arg-type]  # one that comes with a library
     if download:
         root.mkdir(parents=True, exist_ok=True)
         kind.download(root)
-    return kind(root)
+    return kind(root, **arguments)
 
 
 def _steps(history: Sequence[Mapping[str, Any]], stage: str) -> int:

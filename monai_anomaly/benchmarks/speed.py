@@ -59,18 +59,10 @@ def _random_weights() -> Iterator[None]:
     if not _peers_installed():
         yield
         return
-    import timm
+    from .peers import random_backbones
 
-    create = timm.create_model
-
-    def without_weights(*args: Any, **kwargs: Any) -> Any:
-        return create(*args, **{**kwargs, "pretrained": False})
-
-    timm.create_model = without_weights
-    try:
+    with random_backbones():
         yield
-    finally:
-        timm.create_model = create
 
 
 def inference_calls(
@@ -143,7 +135,7 @@ def training_calls(
         overrides: dict[str, Any] = {"image_size": [size, size], "in_channels": 1, "device": torch.device(device)}
         overrides |= {"batch_size": batch, "amp": False, **method.options}
         parser_keys = merged_config(method.files, {}).config
-        if "weights" in parser_keys:
+        if "weights" in method.options:  # peers keep their random ones, whatever their backbone
             overrides["weights"] = weights
         try:
             with _random_weights():

@@ -21,7 +21,7 @@ SCALES = ("smoke", "small", "paper")
 _FOLDER = Path(__file__).parent
 
 # What a suite may say of a set, and of a scale; checked, so that a slip of the pen is no silent default.
-_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without"}
+_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without", "reader"}
 _SUITE_KEYS = {"title", "paper", "methods", "ablations", "sets", "scales", "extra_methods"}
 _METHOD_KEYS = {"title", "bundle", "overlays", "configs", "options", "scales"}
 
@@ -109,6 +109,10 @@ class Suite:
             "channels": given.get("channels"),
             "scaling": given.get("scaling", "unit"),
         }
+
+    def reader(self, name: str) -> dict[str, Any]:
+        """Arguments of the reader of a set, beside its folder, such as ``patient_regex``."""
+        return dict(self.sets[name].get("reader", {}))
 
     def metrics(self, name: str) -> list[str]:
         """The metrics that tables of a set show, such as ``image.auroc``."""

@@ -118,7 +118,7 @@ def fitting_weights(path: str | Path, state: Mapping[str, Tensor], expected: Map
     Raises:
         InputError: names the first key that is missing or of another shape.
     """
-    remedy = "Pass weights of the very encoder that is trained (option encoder)."
+    remedy = "Pass weights of the very encoder that is trained (option encoder or backbone)."
     fitting = {}
     for key, wanted in expected.items():
         if key not in state and key.endswith("num_batches_tracked"):
