@@ -17,7 +17,7 @@ _SCALES = ("smoke", "small", "paper")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``benchmark``, and of ``benchmark table`` and ``benchmark plot``.
+    """The arguments of ``benchmark``, and of ``benchmark table``, ``benchmark plot`` and ``benchmark speed``.
 
     Args:
         parser: of the command.
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--track-auroc", action="store_true", help="test AUROC after every epoch, for plots alone")
     parser.add_argument("--no-progress", action="store_true")
     parser.set_defaults(what="run")
-    further = parser.add_subparsers(dest="further", metavar="table | plot")
+    further = parser.add_subparsers(dest="further", metavar="table | plot | speed")
 
     table = further.add_parser("table", help="print results beside the papers' figures")
     table.add_argument("results", nargs="+", type=Path, help="folders of runs, or files of JSON lines")
@@ -56,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--to", type=Path, help="folder of the PNGs; FOLDER/plots by default")
     plot.set_defaults(what="plot")
 
+    from .speed_cli import add_speed_arguments
+
+    add_speed_arguments(further.add_parser("speed", help="measure what methods, their parts and peers cost"))
+
 
 def run(given: argparse.Namespace) -> int:
     """Do what the arguments ask for.
@@ -66,7 +70,9 @@ def run(given: argparse.Namespace) -> int:
     Returns:
         The exit code: 0, or 1 where a unit failed.
     """
-    return {"run": _run, "table": _table, "plot": _plot}[given.what](given)
+    from .speed_cli import run_speed
+
+    return {"run": _run, "table": _table, "plot": _plot, "speed": run_speed}[given.what](given)
 
 
 def _table(given: argparse.Namespace) -> int:

@@ -19,13 +19,42 @@ from monai.bundle import ConfigParser
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["compare", "contenders", "inference_calls", "peak_memory", "speed_targets", "training_calls"]
+__all__ = [
+    "FORMS",
+    "TOLERANCE",
+    "Call",
+    "clock_of",
+    "compare",
+    "compare_forms",
+    "contenders",
+    "cost_apart",
+    "inference_calls",
+    "judged",
+    "peak_memory",
+    "ratio",
+    "section_target",
+    "speed_plan",
+    "speed_targets",
+    "training_calls",
+    "training_names",
+    "training_stages",
+]
 
 Call = Callable[[], object]
 
+FORMS = ("channels_last", "compile", "amp")
+"""What the plain form of a network is held against."""
+
+TOLERANCE = 1e-3
+"""The largest difference of two maps, relative to the largest value of the plain one, that is taken for the same."""
+
+# A form pays where it takes off more than a twentieth: less is within what rounds differ by.
+_PAYS = 0.95
+
 
 @cache
-def _plan() -> dict[str, Any]:
+def speed_plan() -> dict[str, Any]:
+    """The content of ``speed.yaml``."""
     return yaml.safe_load(Path(__file__).with_name("speed.yaml").read_text(encoding="utf-8"))
 
 
@@ -36,14 +65,16 @@ def contenders(names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         names: some of them; None: all, without the peers whose library is not installed.
 
     Raises:
-        InputError: for a name that is not there.
+        InputError: for a name that is not there, or a peer whose library is not installed.
     """
-    known = _plan()["contenders"]
+    known = speed_plan()["contenders"]
     if names is None:
         return {name: entry for name, entry in known.items() if not entry.get("peer") or _peers_installed()}
     for name in names:
         if name not in known:
             raise InputError("--methods", f"has no contender {name!r}", f"Choose among {', '.join(known)}.")
+        if known[name].get("peer") and not _peers_installed():
+            raise InputError("--methods", f"{name} is anomalib's", 'Run pip install "monai-anomaly[peers]".')
     return {name: known[name] for name in names}
 
 
@@ -66,7 +97,7 @@ def _random_weights() -> Iterator[None]:
 
 
 def inference_calls(
-    chosen: Mapping[str, Mapping[str, Any]], size: int, batch: int, device: str, channels_last: bool = False
+    chosen: Mapping[str, Mapping[str, Any]], size: int, batch: int, device: str, form: str = "plain"
 ) -> dict[str, Call]:
     """By name a function that runs a detector, or a part of it, over one batch.
 
@@ -75,30 +106,82 @@ def inference_calls(
         size: rows and columns.
         batch: pictures.
         device: where it runs.
-        channels_last: memory format of weights and pictures.
+        form: ``"plain"``, or one of ``FORMS``: memory format of weights and pictures, torch.compile, mixed precision
+            (on a GPU).
     """
     image = torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    image = image.contiguous(memory_format=form)
-    return {name: _inference_call(entry, size, image, form) for name, entry in chosen.items()}
+    if form == "channels_last":
+        image = image.contiguous(memory_format=torch.channels_last)
+    return {name: _inference_call(network_of(entry, size), entry, image, form) for name, entry in chosen.items()}
 
 
-def _inference_call(entry: Mapping[str, Any], size: int, image: torch.Tensor, form: torch.memory_format) -> Call:
+def network_of(entry: Mapping[str, Any], size: int) -> Any:
+    """The network of a contender, in eval mode, from the same random weights each time."""
     torch.manual_seed(0)
     parser = ConfigParser({"image_size": [size, size], "network": copy.deepcopy(entry["network"])})
     with _random_weights():
-        network = parser.get_parsed_content("network")
+        return parser.get_parsed_content("network").eval()
+
+
+def _inference_call(network: Any, entry: Mapping[str, Any], image: torch.Tensor, form: str) -> Call:
+    network = network.to(image.device)
     # the memory format is one of 4-D tensors, which some buffers are not
-    network = network.eval().to(image.device)
-    if form is torch.channels_last:
-        network = network.to(memory_format=form)
+    if form == "channels_last":
+        network = network.to(memory_format=torch.channels_last)
     part = getattr(network, entry.get("call", "detect"))
+    if form == "compile":
+        part = torch.compile(part)
 
     def call() -> object:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=form == "amp"):
             return part(image)
 
     return call
+
+
+def training_stages(
+    name: str,
+    size: int,
+    pictures: int,
+    device: str,
+    weights: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Any]:
+    """The stages of a method at the paper's widths, on pictures of noise.
+
+    Args:
+        name: of ``methods.yaml``.
+        size: rows and columns.
+        pictures: to train on.
+        device: where it runs.
+        weights: file of an encoder's weights, for the methods that need one.
+        options: further overrides of the config; those that it does not have are passed over.
+    """
+    from monai_anomaly.data.published import Pictures
+
+    from .pictures import PictureReader, Sides
+    from .suites import load_methods
+    from .training import build_detector, merged_config
+
+    random = np.random.default_rng(0)
+    values = random.integers(0, 256, (pictures + 2, size, size)).astype(np.uint8)
+    whole = Pictures(
+        tuple(str(i) for i in range(len(values))), np.zeros(len(values), dtype=np.int64), values.__getitem__
+    )
+    sides = Sides(whole.take(range(pictures)), whole.take([pictures]), whole.take([pictures + 1]))
+    method = load_methods()[name]
+    known = merged_config(method.files, {}).config
+    overrides = {"image_size": [size, size], "in_channels": 1, "device": torch.device(device), "amp": False}
+    overrides |= {**method.options, **(options or {})}
+    if "weights" in method.options:  # peers keep their random ones, whatever their backbone
+        overrides["weights"] = weights
+    overrides = {key: value for key, value in overrides.items() if key.partition("#")[0] in known}
+    with _random_weights():
+        parser = merged_config(method.files, overrides)
+        _, stages, _, _ = build_detector(
+            parser, sides, lambda image_size, channels: PictureReader(image_size, channels, "unit")
+        )
+    return stages
 
 
 def training_calls(
@@ -116,34 +199,11 @@ def training_calls(
     Returns:
         The functions, and by name why a method cannot be measured so.
     """
-    from monai_anomaly.data.published import Pictures
-
-    from .pictures import PictureReader, Sides
-    from .suites import load_methods
-    from .training import build_detector, merged_config
-
-    random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (2 * batch + 2, size, size)).astype(np.uint8)
-    whole = Pictures(
-        tuple(str(i) for i in range(len(pictures))), np.zeros(len(pictures), dtype=np.int64), pictures.__getitem__
-    )
-    sides = Sides(whole.take(range(2 * batch)), whole.take([2 * batch]), whole.take([2 * batch + 1]))
     calls: dict[str, Call] = {}
     reasons: dict[str, str] = {}
     for name in names:
-        method = load_methods()[name]
-        overrides: dict[str, Any] = {"image_size": [size, size], "in_channels": 1, "device": torch.device(device)}
-        overrides |= {"batch_size": batch, "amp": False, **method.options}
-        parser_keys = merged_config(method.files, {}).config
-        if "weights" in method.options:  # peers keep their random ones, whatever their backbone
-            overrides["weights"] = weights
         try:
-            with _random_weights():
-                parser = merged_config(method.files, {key: overrides[key] for key in overrides if key in parser_keys})
-                _, stages, _, _ = build_detector(
-                    parser, sides, lambda image_size, channels: PictureReader(image_size, channels, "unit")
-                )
-            calls[name] = _steps(stages)
+            calls[name] = _steps(training_stages(name, size, 2 * batch, device, weights, {"batch_size": batch}))
             calls[name]()
         except (InputError, ValueError, RuntimeError) as error:
             calls.pop(name, None)
@@ -164,31 +224,39 @@ def _steps(stages: Sequence[Any]) -> Call:
     return call
 
 
-def compare(calls: Mapping[str, Call], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of each function, taking turns, so that all see the same machine; a first round warms up.
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds of the process, which others add little to, on a CPU with one thread; else those on the clock.
 
-    On a CPU these are CPU seconds of the process, which other programs add little to; on a GPU they are those on the
-    clock, to the end of the work.
+    Args:
+        device: where the work runs; on a GPU the clock waits for its end.
+    """
+    if torch.device(device).type != "cuda":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def compare(calls: Mapping[str, Call], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each function (see ``clock_of``), taking turns, so that all see the same machine.
 
     Args:
         calls: by name.
-        repeats: rounds that count.
+        repeats: rounds that count; one before them warms up.
         device: where the functions run.
 
     Returns:
         By name the seconds of each round, in order.
     """
-    cuda = torch.device(device).type == "cuda"
-    clock = time.perf_counter if cuda else time.process_time
+    clock = clock_of(device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            if cuda:
-                torch.cuda.synchronize()
             start = clock()
             call()
-            if cuda:
-                torch.cuda.synchronize()
             if turn:
                 seconds[name].append(clock() - start)
     return seconds
@@ -210,7 +278,7 @@ def speed_targets(seconds: Mapping[str, Sequence[float]], device: str, batch: in
     """
     kind = torch.device(device).type
     rows = []
-    for target in _plan()["targets"]:
+    for target in speed_plan()["targets"]:
         one, other = target["contender"], target["reference"]
         applies = target.get("device", kind) == kind and target.get("batch", batch) == batch
         if applies and one in seconds and other in seconds:
@@ -219,10 +287,82 @@ def speed_targets(seconds: Mapping[str, Sequence[float]], device: str, batch: in
     return rows
 
 
+def section_target(section: str, value: float, device: str = "cpu") -> dict[str, Any] | None:
+    """The target of a whole section with what was reached; None where it has none on this device.
+
+    Args:
+        section: of ``section_targets`` in ``speed.yaml``.
+        value: what was measured.
+        device: where it ran.
+    """
+    target = speed_plan()["section_targets"][section]
+    kind = torch.device(device).type
+    return judged(target, value) if target.get("device", kind) == kind else None
+
+
+def judged(target: Mapping[str, Any], value: float) -> dict[str, Any]:
+    """A target with the value that was reached and whether that meets it.
+
+    Args:
+        target: has ``at_most`` or ``at_least``.
+        value: what was measured.
+    """
+    met = value <= target["at_most"] if "at_most" in target else value >= target["at_least"]
+    return {**target, "value": value, "met": met}
+
+
+def compare_forms(
+    chosen: Mapping[str, Mapping[str, Any]], forms: Sequence[str], size: int, batch: int, device: str, repeats: int
+) -> list[dict[str, Any]]:
+    """Forms of the same network in turns with the plain one, and how far their maps are apart.
+
+    Args:
+        chosen: of ``contenders``; those that are a part of a network have no map and are passed over.
+        forms: some of ``FORMS``; mixed precision is measured on a GPU alone.
+        size: rows and columns.
+        batch: pictures.
+        device: where it runs.
+        repeats: rounds that count.
+
+    Returns:
+        Rows ``contender, form, batch, ratio, least, most, difference`` (see ``TOLERANCE``), ``same``, ``use``: the
+        maps are the same and the form pays; or ``reason``, why it could not be measured.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, entry in chosen.items():
+        if "call" in entry:
+            continue
+        for form in forms:
+            row: dict[str, Any] = {"contender": name, "form": form, "batch": batch}
+            if form == "amp" and torch.device(device).type != "cuda":
+                rows.append({**row, "reason": "mixed precision is for GPUs"})
+                continue
+            try:
+                calls = {
+                    kind: inference_calls({name: entry}, size, batch, device, kind)[name] for kind in ("plain", form)
+                }
+                maps = {kind: _map_of(call()) for kind, call in calls.items()}
+                seconds = compare(calls, repeats, device)
+            except Exception as error:  # compilers fail in many ways, and each is a finding
+                rows.append({**row, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+                continue
+            largest = float(maps["plain"].abs().max())
+            difference = float((maps[form] - maps["plain"]).abs().max()) / largest
+            found = ratio(seconds, form, "plain")
+            same = difference <= TOLERANCE
+            row |= {**found, "difference": difference, "same": same, "use": same and found["ratio"] <= _PAYS}
+            rows.append(row)
+    return rows
+
+
+def _map_of(output: Any) -> torch.Tensor:
+    return output.anomaly_map.float()
+
+
 def training_names() -> list[str]:
     """The methods whose training step is measured."""
-    peers = {name for name, entry in _plan()["contenders"].items() if entry.get("peer")}
-    return [name for name in _plan()["training"] if name not in peers or _peers_installed()]
+    peers = {name for name, entry in speed_plan()["contenders"].items() if entry.get("peer")}
+    return [name for name in speed_plan()["training"] if name not in peers or _peers_installed()]
 
 
 def peak_memory(name: str, size: int, batch: int, device: str) -> int:
@@ -236,32 +376,63 @@ def peak_memory(name: str, size: int, batch: int, device: str) -> int:
         batch: pictures.
         device: where it runs.
     """
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        call = inference_calls(contenders([name]), size, batch, device)[name]
-        call()
-        return int(torch.cuda.max_memory_allocated())
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_measure_memory, args=(queue, name, size, batch, torch.get_num_threads()))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"the memory of {name} could not be measured (exit code {process.exitcode})")
-    return int(queue.get())
+    return int(cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"])
 
 
-def _measure_memory(queue: Any, name: str, size: int, batch: int, threads: int) -> None:
+def _contender_call(name: str, size: int, batch: int, device: str, overrides: Mapping[str, Any] | None = None) -> Call:
+    """One contender's inference; ``overrides`` are arguments of its network."""
+    entry = copy.deepcopy(contenders([name])[name])
+    entry["network"].update(overrides or {})
+    return inference_calls({name: entry}, size, batch, device)[name]
+
+
+def cost_apart(
+    build: Callable[..., Call], *arguments: Any, device: str = "cpu", repeats: int = 0
+) -> dict[str, float | int | None]:
+    """What making and calling a function costs, in a process of its own.
+
+    Args:
+        build: makes the function; of a module, so that another process finds it.
+        arguments: of ``build``.
+        device: where the function runs.
+        repeats: calls that are timed, after a first one.
+
+    Returns:
+        ``peak_bytes``, beyond what the libraries hold before it (on a GPU what torch allocates); ``seconds``, the
+        median of the calls, or None without any.
+
+    Raises:
+        RuntimeError: if the process fails.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_cost, build, arguments, device, repeats, torch.get_num_threads()).result()
+
+
+def _cost(
+    build: Callable[..., Call], arguments: Sequence[Any], device: str, repeats: int, threads: int
+) -> dict[str, float | int | None]:
     torch.set_num_threads(threads)
-    chosen = contenders([name])
-    # What the libraries load on first use is not the method's.
-    inference_calls(chosen, 64 if size > 64 else size, 1, "cpu")
-    before = _reset_peak()
-    inference_calls(chosen, size, batch, "cpu")[name]()
-    queue.put(_peak() - before)
+    cuda = torch.device(device).type == "cuda"
+    # what the libraries load on first use is not the function's
+    torch.nn.functional.conv2d(torch.rand(1, 1, 8, 8, device=device), torch.rand(1, 1, 3, 3, device=device))
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _reset_peak()
+    call = build(*arguments)
+    call()
+    peak = torch.cuda.max_memory_allocated() if cuda else _peak()
+    clock = clock_of(device)
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        call()
+        seconds.append(clock() - start)
+    return {"peak_bytes": max(0, peak - before), "seconds": statistics.median(seconds) if seconds else None}
 
 
 def _reset_peak() -> int:
