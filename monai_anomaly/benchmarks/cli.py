@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     further = parser.add_subparsers(dest="further", metavar="table | plot | speed")
 
     table = further.add_parser("table", help="print results beside the papers' figures")
-    table.add_argument("results", nargs="+", type=Path, help="folders of runs, or files of JSON lines")
+    table.add_argument("results", nargs="*", type=Path, help="folders of runs, or files of JSON lines")
+    table.add_argument("--refresh", type=Path, metavar="PAGE", help="draw the tables of a Markdown page anew, in place")
     table.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
     table.add_argument("--suite", dest="of_suite", help="one suite alone")
     table.set_defaults(what="table")
@@ -77,8 +78,13 @@ def run(given: argparse.Namespace) -> int:
 
 def _table(given: argparse.Namespace) -> int:
     from .results import read_results
-    from .table import build_tables, render
+    from .table import build_tables, refreshed_page, render
 
+    if given.refresh is not None:
+        given.refresh.write_text(refreshed_page(given.refresh), encoding="utf-8")
+        return 0
+    if not given.results:
+        raise InputError("benchmark table", "no results are given", "Name folders of runs, or files of JSON lines.")
     print(render(build_tables(read_results(given.results), suite=given.of_suite), given.format), end="")
     return 0
 

@@ -1,0 +1,60 @@
+"""The tables of the results page are those of the committed result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from monai_anomaly.__main__ import main
+from monai_anomaly.benchmarks.table import refreshed_page
+from monai_anomaly.exceptions import InputError
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def line(method: str, value: float) -> str:
+    return json.dumps(
+        {
+            "unit": method,
+            "suite": "s",
+            "set": "digits",
+            "problem": "8",
+            "method": method,
+            "seed": 0,
+            "scale": "small",
+            "table": {"title": method, "paper": "", "metrics": ["image.auroc"]},
+            "pictures": {"whole": True},
+            "under_trained": [],
+            "metrics": {"image": {"auroc": value, "undefined": {}}},
+        }
+    )
+
+
+def test_the_page_shows_what_the_files_hold():
+    page = DOCS / "results.md"
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- benchmark table results/" in text
+    assert refreshed_page(page) == text
+
+
+def test_a_page_is_drawn_anew_in_place(tmp_path):
+    (tmp_path / "r.jsonl").write_text(line("one", 0.5) + "\n" + line("other", 0.75) + "\n")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- benchmark table r.jsonl -->\nold\n<!-- end -->\nafter\n")
+    assert main(["benchmark", "table", "--refresh", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert "| one | 50.0 | 50.0 |" in text
+    assert "| other | 75.0 | 75.0 |" in text
+    assert refreshed_page(page) == text
+
+
+def test_a_missing_file_is_named(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- benchmark table gone.jsonl -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"gone\.jsonl: does not exist"):
+        refreshed_page(page)
