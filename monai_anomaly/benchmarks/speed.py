@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "FORMS",
     "TOLERANCE",
     "Call",
+    "Cost",
     "clock_of",
     "compare",
     "compare_forms",
@@ -382,7 +383,7 @@ def peak_memory(name: str, size: int, batch: int, device: str) -> int:
         batch: pictures.
         device: where it runs.
     """
-    return int(cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"])
+    return cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"]
 
 
 def _contender_call(name: str, size: int, batch: int, device: str, overrides: Mapping[str, Any] | None = None) -> Call:
@@ -392,9 +393,14 @@ def _contender_call(name: str, size: int, batch: int, device: str, overrides: Ma
     return inference_calls({name: entry}, size, batch, device)[name]
 
 
-def cost_apart(
-    build: Callable[..., Call], *arguments: Any, device: str = "cpu", repeats: int = 0
-) -> dict[str, float | int | None]:
+class Cost(TypedDict):
+    """What a call costs: bytes at its peak, and the median of its seconds, or None where none were taken."""
+
+    peak_bytes: int
+    seconds: float | None
+
+
+def cost_apart(build: Callable[..., Call], *arguments: Any, device: str = "cpu", repeats: int = 0) -> Cost:
     """What making and calling a function costs, in a process of its own.
 
     Args:
@@ -417,9 +423,7 @@ def cost_apart(
         return pool.submit(_cost, build, arguments, device, repeats, torch.get_num_threads()).result()
 
 
-def _cost(
-    build: Callable[..., Call], arguments: Sequence[Any], device: str, repeats: int, threads: int
-) -> dict[str, float | int | None]:
+def _cost(build: Callable[..., Call], arguments: Sequence[Any], device: str, repeats: int, threads: int) -> Cost:
     torch.set_num_threads(threads)
     cuda = torch.device(device).type == "cuda"
     # what the libraries load on first use is not the function's
