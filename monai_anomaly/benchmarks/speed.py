@@ -17,6 +17,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
 
 __all__ = [
@@ -214,7 +215,7 @@ def training_calls(
             calls[name]()
         except (InputError, ValueError, RuntimeError) as error:
             calls.pop(name, None)
-            reasons[name] = " ".join(str(error).split())
+            reasons[name] = describe_failure(error)
     return calls, reasons
 
 
