@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
 
 __all__ = [
     "FORMS",
     "TOLERANCE",
     "Call",
+    "Cost",
     "clock_of",
     "compare",
     "compare_forms",
@@ -207,7 +209,7 @@ def training_calls(
             calls[name]()
         except (InputError, ValueError, RuntimeError) as error:
             calls.pop(name, None)
-            reasons[name] = " ".join(str(error).split())
+            reasons[name] = describe_failure(error)
     return calls, reasons
 
 
@@ -376,7 +378,7 @@ def peak_memory(name: str, size: int, batch: int, device: str) -> int:
         batch: pictures.
         device: where it runs.
     """
-    return int(cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"])
+    return cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"]
 
 
 def _contender_call(name: str, size: int, batch: int, device: str, overrides: Mapping[str, Any] | None = None) -> Call:
@@ -386,9 +388,14 @@ def _contender_call(name: str, size: int, batch: int, device: str, overrides: Ma
     return inference_calls({name: entry}, size, batch, device)[name]
 
 
-def cost_apart(
-    build: Callable[..., Call], *arguments: Any, device: str = "cpu", repeats: int = 0
-) -> dict[str, float | int | None]:
+class Cost(TypedDict):
+    """What a call costs: bytes at its peak, and the median of its seconds, or None where none were taken."""
+
+    peak_bytes: int
+    seconds: float | None
+
+
+def cost_apart(build: Callable[..., Call], *arguments: Any, device: str = "cpu", repeats: int = 0) -> Cost:
     """What making and calling a function costs, in a process of its own.
 
     Args:
@@ -411,9 +418,7 @@ def cost_apart(
         return pool.submit(_cost, build, arguments, device, repeats, torch.get_num_threads()).result()
 
 
-def _cost(
-    build: Callable[..., Call], arguments: Sequence[Any], device: str, repeats: int, threads: int
-) -> dict[str, float | int | None]:
+def _cost(build: Callable[..., Call], arguments: Sequence[Any], device: str, repeats: int, threads: int) -> Cost:
     torch.set_num_threads(threads)
     cuda = torch.device(device).type == "cuda"
     # what the libraries load on first use is not the function's

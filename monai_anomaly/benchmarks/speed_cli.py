@@ -30,6 +30,9 @@ SECTIONS = (
 )
 """What can be measured."""
 
+# What several cores do at once shows on the clock alone.
+_ON_THE_CLOCK = ("proxies", "processes")
+
 # What --what measures unless it is given: whole volumes and growth take long.
 _USUAL = ("inference", "training", "memory", "breakdown")
 
@@ -53,6 +56,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", type=int, default=2, help="volumes of the breakdown")
     parser.add_argument("--slices", type=int, default=155, help="of each volume")
     parser.add_argument("--images", type=float, default=1e5, help="the most simulated images of growth")
+    parser.add_argument("--note", default="", help="kept with what is measured, such as what else the machine does")
     parser.add_argument("--show", action="store_true", help="print what was measured before, and measure nothing")
     parser.set_defaults(what="speed")
 
@@ -90,7 +94,7 @@ def run_speed(given: argparse.Namespace) -> int:
     for section in dict.fromkeys(given.sections):
         load, start = os.getloadavg()[0], time.time()
         found = _MEASURES[section](given)
-        report["sections"][section] = {"context": _context(given, load, time.time() - start), **found}
+        report["sections"][section] = {"context": _context(given, section, load, time.time() - start), **found}
         # kept section by section: the whole takes long
         with atomic_path(path) as aside:
             aside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -134,7 +138,7 @@ def _check(given: argparse.Namespace) -> None:
     contenders([name for name in given.contenders or () if name not in known])
 
 
-def _context(given: argparse.Namespace, load: float, seconds: float) -> dict[str, Any]:
+def _context(given: argparse.Namespace, section: str, load: float, seconds: float) -> dict[str, Any]:
     import torch
 
     from .results import hardware
@@ -146,16 +150,18 @@ def _context(given: argparse.Namespace, load: float, seconds: float) -> dict[str
             return None
 
     cuda = torch.device(given.speed_device).type == "cuda"
+    cpu_seconds = given.threads == 1 and not cuda and section not in _ON_THE_CLOCK
     versions = {name: of(name) for name in ("torch", "monai", "numpy", "scikit-image", "anomalib")}
     return {
         "machine": hardware(given.speed_device),
         "versions": {"monai-anomaly": of("monai-anomaly"), "python": platform.python_version(), **versions},
-        "clock": "CPU seconds" if given.threads == 1 and not cuda else "seconds",
+        "clock": "CPU seconds" if cpu_seconds else "seconds on the clock",
         "load_before": round(load, 2),
         "measured_in_seconds": round(seconds, 1),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "size": given.size,
         "repeats": given.repeats,
+        "note": given.note,
     }
 
 

@@ -174,7 +174,7 @@ def growth(plan: Sequence[Mapping[str, Any]], repeats: int = 3, progress: bool =
     rows = []
     for entry in tqdm(plan, desc="growth", disable=not progress):
         reasons: dict[str, str] = {}
-        costs: list[dict[str, Any]] = []
+        costs: list[Any] = []
         for size in entry["sizes"]:
             try:
                 costs.append(

@@ -27,7 +27,8 @@ def _where(context: Mapping[str, Any]) -> str:
     machine = context["machine"]
     where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     packages = ", ".join(f"{name} {number}" for name, number in context["versions"].items() if number)
-    return f"{where}; {context['clock']}; load {context['load_before']:g} before; {context['when']}; {packages}"
+    facts = [where, context["clock"], f"load {context['load_before']:g} before", context["when"], packages]
+    return "; ".join([*facts, context["note"]] if context["note"] else facts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
