@@ -16,6 +16,7 @@ import torch
 from benchmark_sets import SIDE, Stripes, stripes, tiny_suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import mannwhitneyu
 
 import monai_anomaly.engines.stages as stages
@@ -288,6 +289,29 @@ def test_a_peer_without_its_library_says_what_to_install(
     assert len(outcome.done) == 1
     (error,) = outcome.failures.values()
     assert "monai-anomaly[peers]" in error
+
+
+def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> None:
+    images, _ = stripes(32, 0, False)
+    for i, image in enumerate(images):
+        folder = tmp_path / "pictures" / ("train/normal", "test/normal", "test/abnormal")[0 if i < 24 else 1 + i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"P{i // 4}_{i}.png")
+    reader = {"patient_regex": "(P[0-9]+)_"}
+    runs = {}
+    for name, entry in (("known", {"reader": reader}), ("not known", {}), ("wrong", {"reader": {"regex": "P"}})):
+        suite = load_suite(tiny_suite(tmp_path, sets={"folders": entry}, methods=["zscore"]))
+        runs[name] = benchmark(tmp_path, name, suite=suite, options={}, data={"folders": tmp_path / "pictures"})
+    with pytest.raises(InputError, match="no argument 'regex'"):
+        runs["wrong"].units()
+    (known,), (unknown,) = runs["known"].units(), runs["not known"].units()
+    assert known.configuration["reader"] == reader
+    assert "reader" not in unknown.configuration
+    assert not runs["known"].run().failures
+    (row,) = read_results([tmp_path / "known"])
+    # of six training patients with four pictures each
+    assert (row["pictures"]["held_out"], row["pictures"]["calibration"]) == (4, 8)
+    assert row["facts"]["patients"] == "known"
 
 
 def test_a_method_that_a_set_is_without_is_not_run_on_it(tmp_path: Path) -> None:

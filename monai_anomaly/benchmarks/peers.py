@@ -123,8 +123,7 @@ class _Peer(AnomalyDetector):
     def detect(self, image: Tensor) -> AnomalyOutput:
         """See ``AnomalyDetector.detect``; there is no restoration."""
         output = self.peer(self.normalise(image))
-        anomaly_map, score = _map_and_score(output)
-        return AnomalyOutput(anomaly_map.reshape(len(image), 1, *image.shape[2:]), score.reshape(-1), None)
+        return AnomalyOutput(output.anomaly_map, output.pred_score.reshape(len(image)), None)
 
 
 class FeaturePeer(_Peer):
@@ -250,22 +249,8 @@ class CoresetPeer(_Peer):
         peer: Any = self.peer
         peer.training = True
         try:
-            embeddings = [peer(self.normalise(batch)) for batch in training]
+            for batch in training:
+                peer(self.normalise(batch))  # keeps the patches itself
         finally:
             peer.training = False
-        # Releases differ in whether the network has kept them itself.
-        if "embedding" in inspect.signature(peer.subsample_embedding).parameters:
-            peer.subsample_embedding(torch.vstack(embeddings), self.sampling_ratio)
-        else:
-            peer.subsample_embedding(self.sampling_ratio)
-
-
-def _map_and_score(output: Any) -> tuple[Tensor, Tensor]:
-    """Map and score of what a network of anomalib gives; releases differ in its form."""
-    if isinstance(output, Tensor):
-        anomaly_map, score = output, None
-    elif isinstance(output, dict):
-        anomaly_map, score = output["anomaly_map"], output.get("pred_score")
-    else:
-        anomaly_map, score = output.anomaly_map, output.pred_score
-    return anomaly_map, anomaly_map.flatten(1).amax(1) if score is None else score
+        peer.subsample_embedding(self.sampling_ratio)
