@@ -12,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import get_track_meta
+from monai.transforms import Compose, RandFlipd
 
 from monai_anomaly.__main__ import main
 from monai_anomaly.benchmarks import load_methods, speed, speed_cli, speed_cohort, speed_growth
+from monai_anomaly.benchmarks.pictures import PictureDataset
 from monai_anomaly.benchmarks.speed_tables import render_speed
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
@@ -296,6 +299,21 @@ def test_an_epochs_share_is_what_the_step_leaves() -> None:
     assert 0 < row["share"] < 1
     assert row["outside"] == pytest.approx(row["share"] * row["seconds"])
     assert row["outside_per_step"] == pytest.approx(row["outside"] / 3)
+
+
+def test_pictures_are_transformed_without_metadata_to_the_same_values() -> None:
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    flips = Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=axis) for axis in (0, 1)])
+    dataset = PictureDataset(images, list("abcdef"), transform=flips)
+    dataset.set_random_state(3)
+    assert get_track_meta()
+    drawn = [dataset[index]["image"] for index in range(6)]
+    assert get_track_meta()
+    flips.set_random_state(3)
+    expected = [flips({"image": image})["image"].as_tensor() for image in images]
+    assert all(type(image) is torch.Tensor for image in drawn)
+    torch.testing.assert_close(torch.stack(drawn), torch.stack(expected), rtol=0, atol=0)
+    assert not torch.equal(torch.stack(drawn), images)
 
 
 def test_the_loop_makes_the_proxies_of_the_dataset(tmp_path: Path) -> None:
