@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_anomaly.calibration import MaskCleanup
+from monai_anomaly.exceptions import InputError
 from monai_anomaly.metrics import (
     LESION_COLUMNS,
     LesionDetection,
@@ -46,6 +48,7 @@ from .report_contents import (
     scan_curves,
     table_figures,
 )
+from .seeds import read_evaluations, seed_spreads
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -68,6 +71,10 @@ class EvaluationRecorder:
         baselines: by name; those of the detector's own class are left out. They run with ``evaluate`` alone.
         description: the content of ``detector.json``; None where it is not known.
         slice_axis: that of the pictures.
+        other_seeds: folders of earlier evaluations that differ in the training seed alone, for the spread over seeds.
+
+    Raises:
+        InputError: if such a folder has no readable metrics.
     """
 
     def __init__(
@@ -82,7 +89,9 @@ class EvaluationRecorder:
         baselines: Mapping[str, AnomalyDetector] | None = None,
         description: Mapping[str, Any] | None = None,
         slice_axis: str = "axial",
+        other_seeds: Sequence[str | Path] = (),
     ) -> None:
+        self.other_seeds = read_evaluations(other_seeds)
         self.network, self.alpha, self.map_threshold = network, alpha, map_threshold
         self.evaluate, self.description, self.slice_axis = evaluate, description, slice_axis
         self.name = type(network).__name__
@@ -401,6 +410,9 @@ class EvaluationRecorder:
 
         Returns:
             The metrics; empty without ``evaluate``.
+
+        Raises:
+            InputError: if an evaluation of ``other_seeds`` is of other scans or settings; all is written by then.
         """
         from monai_anomaly.writers import evaluation_json, write_csv, write_json, write_metrics_csv, write_report
 
@@ -410,6 +422,12 @@ class EvaluationRecorder:
             write_csv(folder / "lesions.csv", self.lesion_rows, ["case", "patient", *LESION_COLUMNS])
         metrics = self.metrics(rows) if self.evaluate else {}
         evaluation = self.evaluation(rows, failures, drift, metrics or None)
+        misfit: InputError | None = None
+        if self.evaluate and self.other_seeds:
+            try:
+                evaluation = replace(evaluation, spreads=seed_spreads(evaluation_json(evaluation), self.other_seeds))
+            except InputError as error:
+                misfit = error
         if self.evaluate:
             metrics["evaluation"] = evaluation_json(evaluation)
             write_json(folder / "metrics.json", metrics)
@@ -418,6 +436,8 @@ class EvaluationRecorder:
             write_report(folder / "report.html", evaluation, show_patients=show_patients)
         else:
             (folder / "report.html").unlink(missing_ok=True)
+        if misfit is not None:
+            raise misfit
         return metrics
 
 

@@ -58,6 +58,8 @@ class CohortEvaluator(Evaluator):
         resample_masks: lay reference masks of another grid on the scan's (see ``load_mask``); False: refuse them.
         show_patients: name patients in ``report.html``.
         report: write ``report.html``.
+        other_seeds: ``output_dir`` of earlier evaluations of the same cohort, by detectors that differ in the training
+            seed alone: mean and spread over the seeds are told.
         val_handlers: MONAI or ignite handlers.
         progress: show a progress bar.
 
@@ -88,6 +90,7 @@ class CohortEvaluator(Evaluator):
         resample_masks: bool = False,
         show_patients: bool = False,
         report: bool = True,
+        other_seeds: Sequence[str | Path] | None = None,
         val_handlers: Sequence[Any] | None = None,
         progress: bool = True,
     ) -> None:
@@ -129,6 +132,7 @@ class CohortEvaluator(Evaluator):
             baselines={name: each.to(self.state.device) for name, each in (baselines or {}).items()},
             description=description,
             slice_axis=preprocessing.config["slice_axis"],
+            other_seeds=other_seeds or (),
         )
         ensure_writable(self.output_dir)
 
