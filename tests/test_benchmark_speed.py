@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from monai_anomaly.transforms import ScanPreprocessing, SuperpixelImage
 TINY = ["--size", "64", "--batches", "1", "--repeats", "1"]
 
 
-def measure(folder: Path, *arguments: str) -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Iterator[None]:
+    """What is measured sets the number of threads; sums of other tests come out otherwise with another number."""
     threads = torch.get_num_threads()
-    try:
-        assert main(["benchmark", "speed", "--out", str(folder), *TINY, *arguments]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+def measure(folder: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["benchmark", "speed", "--out", str(folder), *TINY, *arguments]) == 0
     return json.loads((folder / "speed.json").read_text())["sections"]
 
 
