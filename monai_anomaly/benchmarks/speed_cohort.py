@@ -222,7 +222,7 @@ def volume_seconds(
 
 
 def epoch_shares(
-    methods: Mapping[str, Mapping[str, Any]], device: str, pictures: int = 256, weights: str | None = None
+    methods: Mapping[str, Mapping[str, Any]], device: str, pictures: int = 64, weights: str | None = None
 ) -> list[dict[str, Any]]:
     """How much of a training epoch on small pictures is spent outside the network step.
 
