@@ -294,6 +294,8 @@ def test_a_cohorts_time_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     assert list(row["parts"]) == ["loading", "transforms", "network", "writing", "pictures", "other"]
     assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
     assert min(row["parts"].values()) > 0
+    assert row["input_bytes"] > 2 * 240 * 240 * 0.5  # noise of 16 bits hardly shrinks
+    assert row["output_bytes"] > row["input_bytes"]
     assert [(r["contender"], len(r["seconds"])) for r in sections["volume"]["rows"]] == [("hfrae", 1)]
 
 

@@ -166,11 +166,13 @@ def training_stages(
     from .training import build_detector, merged_config
 
     random = np.random.default_rng(0)
-    values = random.integers(0, 256, (pictures + 2, size, size)).astype(np.uint8)
+    # two held out: one alone gives scores no range
+    values = random.integers(0, 256, (pictures + 3, size, size)).astype(np.uint8)
     whole = Pictures(
         tuple(str(i) for i in range(len(values))), np.zeros(len(values), dtype=np.int64), values.__getitem__
     )
-    sides = Sides(whole.take(range(pictures)), whole.take([pictures]), whole.take([pictures + 1]))
+    held_out, calibration = whole.take([pictures, pictures + 1]), whole.take([pictures + 2])
+    sides = Sides(whole.take(range(pictures)), held_out, calibration)
     method = load_methods()[name]
     known = merged_config(method.files, {}).config
     overrides = {"image_size": [size, size], "in_channels": 1, "device": torch.device(device), "amp": False}

@@ -168,7 +168,7 @@ def cohort_breakdown(
     Returns:
         A row for each: ``contender``, ``scans``, ``slices``, ``seconds`` (see ``clock_of``), ``parts``: seconds of
         loading, transforms (there and back), network, writing (files and tables), pictures (overviews and report),
-        and other.
+        and other; ``input_bytes`` and ``output_bytes``, all files of the cohort and of the results.
     """
     rows = []
     clock = clock_of(device)
@@ -185,7 +185,15 @@ def cohort_breakdown(
             total = clock() - start
             parts["other"] = total - sum(parts.values())
             rows.append(
-                {"contender": contender, "scans": scans, "slices": slices, "seconds": total, "parts": dict(parts)}
+                {
+                    "contender": contender,
+                    "scans": scans,
+                    "slices": slices,
+                    "seconds": total,
+                    "parts": dict(parts),
+                    "input_bytes": sum(Path(item["image"]).stat().st_size for item in items),
+                    "output_bytes": sum(p.stat().st_size for p in (folder / contender).rglob("*") if p.is_file()),
+                }
             )
     return rows
 
@@ -222,7 +230,7 @@ def volume_seconds(
 
 
 def epoch_shares(
-    methods: Mapping[str, Mapping[str, Any]], device: str, pictures: int = 256, weights: str | None = None
+    methods: Mapping[str, Mapping[str, Any]], device: str, pictures: int = 64, weights: str | None = None
 ) -> list[dict[str, Any]]:
     """How much of a training epoch on small pictures is spent outside the network step.
 

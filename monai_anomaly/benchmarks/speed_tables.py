@@ -123,10 +123,11 @@ def _breakdown(section: Mapping[str, Any]) -> str:
             f"{row['scans']} x {row['slices']}",
             _number(row["seconds"] / row["scans"]),
             *(f"{100 * row['parts'][part] / row['seconds']:.0f} %" for part in parts),
+            *(f"{row[key] / row['scans'] / 1e6:.1f}" for key in ("input_bytes", "output_bytes")),
         ]
         for row in section["rows"]
     ]
-    return _table(["contender", "scans x slices", "seconds a scan", *parts], rows)
+    return _table(["contender", "scans x slices", "seconds a scan", *parts, "MB a scan", "MB of results"], rows)
 
 
 def _epoch(section: Mapping[str, Any]) -> str:
