@@ -19,7 +19,19 @@ from torch import Tensor
 from monai_anomaly.calibration import ScanTail
 from monai_anomaly.engines import CohortEvaluator, StackInferer, calibrate, scan_loader
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks import (
+    DAAD,
+    DCAE,
+    DDRID,
+    HFRAE,
+    ITAE,
+    AnomalyDetector,
+    AnomalyOutput,
+    Autoencoder,
+    GANomaly,
+    MemAE,
+    ProxyAno,
+)
 from monai_anomaly.transforms import ScanPreprocessing
 
 GRID = ScanPreprocessing(image_size=SHAPE[:2])  # heads of even seed are not resampled
@@ -70,6 +82,65 @@ def test_stack_inferer_gives_a_three_dimensional_detector_the_stack_whole() -> N
 def test_stack_inferer_refuses_an_empty_batch() -> None:
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
         StackInferer(0)
+
+
+SMALL_DETECTORS: dict[str, tuple[type[AnomalyDetector], dict[str, Any]]] = {
+    "autoencoder": (Autoencoder, {"channels": (4, 8, 8, 8)}),
+    "daad": (DAAD, {"image_size": (32, 32), "channels": (4, 8, 8, 8), "num_items": 20, "division_rates": (2, 2, 1)}),
+    "dcae": (DCAE, {"image_size": (32, 32)}),
+    "ddrid": (DDRID, {"image_size": (32, 32), "channels": 4}),
+    "ganomaly": (GANomaly, {"image_size": (32, 32), "channels": 4, "latent_channels": 8}),
+    "hfrae": (HFRAE, {"encoder": "strided", "encoder_channels": (4, 8, 8, 8)}),
+    "itae": (ITAE, {"channels": (4, 8, 8, 8, 8)}),
+    "memae": (MemAE, {"channels": (4, 8, 8, 8)}),
+    "proxyano": (ProxyAno, {"channels": (4, 8, 8, 8), "num_items": 8}),
+}
+
+
+def small_detector(name: str) -> AnomalyDetector:
+    torch.manual_seed(3)
+    kind, arguments = SMALL_DETECTORS[name]
+    return kind(**arguments).eval()
+
+
+@pytest.mark.parametrize("name", SMALL_DETECTORS)
+def test_channels_last_gives_the_same_maps_and_scores(name: str) -> None:
+    network = small_detector(name)
+    weights = {key: value.clone() for key, value in network.state_dict().items()}
+    stack = torch.rand(1, 32, 32, 5)
+    plain, other = (StackInferer(2, channels_last=form)(stack, network) for form in (False, True))
+    scale = float(plain.anomaly_map.abs().max())
+    torch.testing.assert_close(other.anomaly_map, plain.anomaly_map, rtol=0, atol=1e-4 * scale)
+    torch.testing.assert_close(other.anomaly_score, plain.anomaly_score, rtol=1e-4, atol=0)
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+def test_channels_last_is_taken_where_the_detector_is_faster_with_it() -> None:
+    class Formats(BrightVoxels):
+        """Notes the memory format that it is given."""
+
+        def detect(self, image: Tensor) -> AnomalyOutput:
+            seen.append(image.is_contiguous(memory_format=torch.channels_last))
+            return AnomalyOutput(image[:, :1], image.flatten(1).amax(1), None)
+
+    seen: list[bool] = []
+    network, stack = Formats(), torch.rand(2, 4, 5, 2)
+    network.in_channels = 2
+    for told, faster in ((None, False), (None, True), (True, False), (False, True)):
+        network.channels_last = faster
+        StackInferer(2, channels_last=told)(stack, network)
+    assert seen == [False, True, True, False]
+
+
+@pytest.mark.parametrize("name", SMALL_DETECTORS)
+def test_half_precision_gives_numbers(name: str) -> None:
+    """As mixed precision on a GPU does; a memory's tiny constants once made it no number."""
+    network = small_detector(name)
+    image = torch.rand(2, 1, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        output = network.detect(image)
+    assert torch.isfinite(output.anomaly_map).all()
+    assert torch.isfinite(output.anomaly_score).all()
 
 
 def test_calibration_keeps_the_highest_of_each_patient_and_lists_failures(tmp_path: Path) -> None:

@@ -182,10 +182,12 @@ class ShrinkageMemory(nn.Module):
             The retrieved features in the shape of ``z`` and the weighted entropy of the attention (a scalar).
         """
         flat = z.movedim(1, -1).reshape(-1, self.item_dim)
+        # in float32 whatever the autocast: 1e-12 is 0 in float16, and 0 / 0 no number
         if self.cosine:
-            attention = F.softmax(F.linear(F.normalize(flat, dim=1), F.normalize(self.items, dim=1)), dim=1)
+            similarity = F.linear(F.normalize(flat.float(), dim=1), F.normalize(self.items, dim=1))
         else:
-            attention = F.softmax(F.linear(flat, self.items), dim=1)
+            similarity = F.linear(flat, self.items)
+        attention = F.softmax(similarity.float(), dim=1)
         above = attention - self.shrink_threshold
         # MemAE, Eq. 7: the hard shrinkage in a form that keeps its gradient.
         attention = F.relu(above) * attention / (above.abs() + 1e-12)

@@ -235,6 +235,8 @@ class DAAD(AnomalyDetector):
         anomaly_map, anomaly_score, restoration = detector.eval().detect(torch.rand(1, 1, 256, 256))
     """
 
+    channels_last = True
+
     def __init__(
         self,
         spatial_dims: int = 2,

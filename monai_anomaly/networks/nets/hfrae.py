@@ -218,6 +218,7 @@ class HFRAE(AnomalyDetector):
     """
 
     __jit_unused_properties__ = ["encoder_label"]  # noqa: RUF012 (TorchScript's own name, read as it stands)
+    channels_last = True
 
     def __init__(
         self,
