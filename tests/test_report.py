@@ -48,7 +48,7 @@ from monai_anomaly.writers.evaluation import (
     case_lists,
 )
 from monai_anomaly.writers.overview import _View
-from monai_anomaly.writers.report import _PICTURE_BUDGET
+from monai_anomaly.writers.report_cases import _PICTURE_BUDGET
 from monai_anomaly.writers.report_figures import case_panels, draw_curves, draw_histogram, load_slice, map_top
 from monai_anomaly.writers.report_statements import (
     calibration_statements,
@@ -659,7 +659,7 @@ def test_thousand_cases_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sum(len(each) for each in content) <= _PICTURE_BUDGET
     few = page_of(tmp_path, small(cases=[replace(case, pictures=None) for case in cases]), cases_per_list=2)
     assert len(few.all("article")) <= 8
-    monkeypatch.setattr("monai_anomaly.writers.report._PICTURE_BUDGET", 1000)
+    monkeypatch.setattr("monai_anomaly.writers.report_cases._PICTURE_BUDGET", 1000)
     assert "Pictures are left out" in page_of(tmp_path, small(cases=cases), cases_per_list=1).text
     with pytest.raises(ValueError, match="cases_per_list"):
         write_report(tmp_path / "no.html", small(), cases_per_list=0)

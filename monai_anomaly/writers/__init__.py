@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .case import write_case
 from .curves import draw_loss_curves
-from .evaluation import Evaluation, evaluation_json, write_metrics_csv
+from .evaluation import Evaluation
+from .evaluation_files import evaluation_json, write_metrics_csv
 from .overview import draw_overview
 from .report import write_report
 from .report_figures import case_slice
