@@ -291,12 +291,19 @@ def test_a_peer_without_its_library_says_what_to_install(
     assert "monai-anomaly[peers]" in error
 
 
-def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> None:
-    images, _ = stripes(32, 0, False)
+def picture_folders(root: Path, pictures: int = 32) -> Path:
+    """A set in folders, four pictures a patient, eight pictures on the test side."""
+    images, _ = stripes(pictures, 0, False)
     for i, image in enumerate(images):
-        folder = tmp_path / "pictures" / ("train/normal", "test/normal", "test/abnormal")[0 if i < 24 else 1 + i % 2]
+        side = 0 if i < pictures - 8 else 1 + i % 2
+        folder = root / ("train/normal", "test/normal", "test/abnormal")[side]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"P{i // 4}_{i}.png")
+    return root
+
+
+def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> None:
+    picture_folders(tmp_path / "pictures")
     reader = {"patient_regex": "(P[0-9]+)_"}
     runs = {}
     for name, entry in (("known", {"reader": reader}), ("not known", {}), ("wrong", {"reader": {"regex": "P"}})):
@@ -312,6 +319,29 @@ def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> 
     # of six training patients with four pictures each
     assert (row["pictures"]["held_out"], row["pictures"]["calibration"]) == (4, 8)
     assert row["facts"]["patients"] == "known"
+
+
+def test_several_sets_of_a_suite_may_be_in_one_layout(tmp_path: Path) -> None:
+    folders = {"layout": "folders", "channels": 1, "image_size": [16, 16]}
+    sets = {
+        "brains": {**folders, "reader": {"patient_regex": "(P[0-9]+)_"}},
+        "eyes": folders,
+        "ears": {"layout": "ear"},
+    }
+    suite = load_suite(tiny_suite(tmp_path, sets=sets, methods=["zscore"]))
+    data = {"brains": picture_folders(tmp_path / "a"), "eyes": picture_folders(tmp_path / "b", 40)}
+    with pytest.raises(InputError, match="ear: no reader"):
+        benchmark(tmp_path, "out", suite=suite, data=data, options={}, sets=["ears"]).units()
+    with pytest.raises(InputError, match="Pass --data eyes=DIR"):
+        benchmark(tmp_path, "out", suite=suite, data={"brains": data["brains"]}, options={}, sets=["eyes"]).units()
+    assert len(benchmark(tmp_path, "out", suite=suite, data=data, options={}).run().done) == 2
+    rows = {row["set"]: row for row in read_results([tmp_path / "out"])}
+    sides = {
+        name: sum(row["pictures"][side] for side in ("training", "held_out", "calibration"))
+        for name, row in rows.items()
+    }
+    assert sides == {"brains": 24, "eyes": 32}
+    assert {row["configuration"]["layout"] for row in rows.values()} == {"folders"}
 
 
 def test_a_method_that_a_set_is_without_is_not_run_on_it(tmp_path: Path) -> None:

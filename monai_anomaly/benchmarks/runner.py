@@ -243,10 +243,10 @@ class BenchmarkRun:
 
     def _set(self, name: str) -> PublishedSet:
         if name not in self._opened:
-            if name not in PUBLISHED_SETS:
-                raise InputError(name, "no reader for such a set", f"There are {_list(PUBLISHED_SETS)}.")
-            reader = self.suite.reader(name)
-            self._opened[name] = _open(PUBLISHED_SETS[name], self._root(name), self.download, reader)
+            layout, reader = self.suite.layout(name), self.suite.reader(name)
+            if layout not in PUBLISHED_SETS:
+                raise InputError(layout, "no reader for such a set", f"There are {_list(PUBLISHED_SETS)}.")
+            self._opened[name] = _open(PUBLISHED_SETS[layout], name, self._root(name), self.download, reader)
         return self._opened[name]
 
     def _root(self, name: str) -> Path | None:
@@ -265,7 +265,7 @@ class BenchmarkRun:
             **self.extra.get(method, {}),
         }
         config = merged_config(made.files, options).config
-        reader = self.suite.reader(name)
+        reader, layout = self.suite.reader(name), self.suite.layout(name)
         return Unit(
             {
                 "suite": self.suite.key,
@@ -278,6 +278,7 @@ class BenchmarkRun:
                 "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
                 "overrides": options,
                 "pictures": self.suite.settings(name, self.scale),
+                **({"layout": layout} if layout != name else {}),
                 **({"reader": reader} if reader else {}),
                 "limits": self.suite.limits(self.scale),
                 "track_auroc": self.track_auroc,
@@ -412,18 +413,20 @@ def process_share() -> tuple[int, int, int]:
     return rank, max(1, size), local
 
 
-def _open(kind: type[PublishedSet], root: Path | None, download: bool, arguments: Mapping[str, Any]) -> PublishedSet:
+def _open(
+    kind: type[PublishedSet], name: str, root: Path | None, download: bool, arguments: Mapping[str, Any]
+) -> PublishedSet:
     import inspect
 
     parameters = inspect.signature(kind).parameters
     known = [name for name in parameters if name != "root"]
-    for name in arguments:
-        if name not in known:
+    for argument in arguments:
+        if argument not in known:
             what = f"takes {_list(known)}" if known else "takes no arguments"
-            raise InputError(kind.key, f"its reader has no argument {name!r}", f"It {what}.")
+            raise InputError(name, f"its reader has no argument {argument!r}", f"It {what}.")
     if root is None:
         if parameters["root"].default is inspect.Parameter.empty:
-            raise InputError(kind.key, f"no folder is given for {kind.title}", f"Pass --data {kind.key}=DIR.")
+            raise InputError(kind.key, f"no folder is given for {kind.title}", f"Pass --data {name}=DIR.")
         return kind(None, **arguments)  # type: ignore[arg-type]  # one that comes with a library
     if download:
         root.mkdir(parents=True, exist_ok=True)

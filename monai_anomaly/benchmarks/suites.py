@@ -21,7 +21,7 @@ SCALES = ("smoke", "small", "paper")
 _FOLDER = Path(__file__).parent
 
 # What a suite may say of a set, and of a scale; checked, so that a slip of the pen is no silent default.
-_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without", "reader"}
+_SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without", "layout", "reader"}
 _SUITE_KEYS = {"title", "paper", "methods", "ablations", "sets", "scales", "extra_methods"}
 _METHOD_KEYS = {"title", "bundle", "overlays", "configs", "options", "scales"}
 
@@ -67,7 +67,7 @@ class Suite:
         paper: key of the paper's figures, or empty.
         methods: those that run when none are named.
         ablations: further ones.
-        sets: by key of the published set what the suite does with it.
+        sets: by name what the suite does with each; the name is the published set's key unless it names a ``layout``.
         scales: by scale the limits.
         known: the methods by name.
     """
@@ -109,6 +109,10 @@ class Suite:
             "channels": given.get("channels"),
             "scaling": given.get("scaling", "unit"),
         }
+
+    def layout(self, name: str) -> str:
+        """The key of the published set whose layout a set is in: its own name, as a rule."""
+        return str(self.sets[name].get("layout", name))
 
     def reader(self, name: str) -> dict[str, Any]:
         """Arguments of the reader of a set, beside its folder, such as ``patient_regex``."""
