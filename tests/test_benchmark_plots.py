@@ -13,7 +13,7 @@ from benchmark_sets import SIDE, Stripes, tiny_suite
 
 from monai_anomaly.__main__ import main
 from monai_anomaly.benchmarks import BenchmarkRun, load_suite, read_results
-from monai_anomaly.benchmarks.plots import KINDS, _area, _epochs, _roc, _roc_on, _runs, draw
+from monai_anomaly.benchmarks.plots import KINDS, _area, _epochs, _losses, _roc, _roc_on, _runs, draw
 from monai_anomaly.data.published import PUBLISHED_SETS
 from monai_anomaly.exceptions import InputError
 
@@ -33,7 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("roc", 3), ("montage", 4), ("epochs", 2), ("runs", 1), ("maps", 4), ("area", 2)]
+    ("kind", "count"),
+    [("roc", 3), ("montage", 4), ("epochs", 2), ("losses", 2), ("runs", 1), ("maps", 4), ("area", 2)],
 )
 def test_every_kind_is_drawn(
     kind: str, count: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -53,6 +54,8 @@ def test_the_lines_are_those_of_the_results(run: Path) -> None:
     row = next(row for row in rows if row["losses"])
     np.testing.assert_allclose(curve[0].lines[0].get_ydata(), [point["train_loss"] for point in row["losses"]])
     np.testing.assert_allclose(curve[-1].lines[0].get_ydata(), [point["auroc"] for point in row["auroc_over_epochs"]])
+    panel = next(iter(_losses(run, rows)[0].values())).axes[0]
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [point["train_loss"] for point in row["losses"]])
     (runs,) = _runs(run, rows)[0].values()
     drawn = sorted(float(y) for line in runs.axes[0].lines[:-1] for y in line.get_ydata())
     assert drawn == sorted(row["metrics"]["image"]["auroc"] for row in rows)

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     plot = further.add_parser("plot", help="draw figures of results")
     plot.add_argument("folder", type=Path, help="of a run")
-    plot.add_argument("--kind", required=True, help="roc, montage, epochs, runs, maps or area")
+    plot.add_argument("--kind", required=True, help="roc, montage, epochs, losses, runs, maps or area")
     plot.add_argument("--suite", dest="of_suite", help="one suite alone")
     plot.add_argument("--only-methods", nargs="+", help="some of the methods")
     plot.add_argument("--to", type=Path, help="folder of the PNGs; FOLDER/plots by default")

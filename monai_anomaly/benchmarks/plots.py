@@ -174,14 +174,7 @@ def _epochs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             continue
         figure, panels = _figure(len(stages) + bool(tracked), (4.2 * (len(stages) + bool(tracked)), 3.4))
         for panel, stage in zip(panels, stages):
-            for i, row in enumerate(runs):
-                points = [point for point in row["losses"] if point["stage"] == stage]
-                for loss, dash in (("train_loss", "-"), ("val_loss", "--")):
-                    known = [(point["epoch"], point[loss]) for point in points if point[loss] is not None]
-                    if known:
-                        name = {"train_loss": "training", "val_loss": "held out"}[loss]
-                        style = {**_style(i), "linestyle": dash}
-                        panel.plot(*zip(*known), label=f"{name}, seed {row['seed']}", **style)
+            _draw_losses(panel, runs, stage)
             panel.set(xlabel="epoch", ylabel="loss")
             panel.set_title(stage, parse_math=False, fontsize=9)
             panel.legend(fontsize=6)
@@ -193,6 +186,45 @@ def _epochs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             panels[-1].set_title("watched, not chosen by", fontsize=9)
             panels[-1].legend(fontsize=6)
         figure.suptitle(_title(runs[-1], seed=False), fontsize=9)
+        figures["-".join(key)] = figure
+    return figures, "nothing was trained in these units"
+
+
+def _draw_losses(panel: Any, runs: Sequence[Mapping[str, Any]], stage: str) -> None:
+    for i, row in enumerate(runs):
+        points = [point for point in row["losses"] if point["stage"] == stage]
+        for loss, name, dash in (("train_loss", "training", "-"), ("val_loss", "held out", "--")):
+            known = [(point["epoch"], point[loss]) for point in points if point[loss] is not None]
+            if known:
+                label = f"{name}, seed {row['seed']}"
+                panel.plot(*zip(*known), label=label, **{**_style(i), "linestyle": dash})
+
+
+def _losses(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
+    """The losses of all methods on a problem: a figure a problem, a panel a stage of each method."""
+    figures = {}
+    for key, rows in _by(results, "suite", "set", "problem", "scale").items():
+        trained = []
+        for runs in _by(rows, "method").values():
+            stages = dict.fromkeys(point["stage"] for row in runs for point in row["losses"])
+            trained += [(runs, stage) for stage in stages]
+        if not trained:
+            continue
+        columns = min(4, len(trained))
+        lines = -(-len(trained) // columns)
+        figure, panels = _figure(columns * lines, (2.8 * columns, 2.1 * lines + 0.4), rows=lines)
+        for panel, (runs, stage) in zip(panels, trained):
+            _draw_losses(panel, runs, stage)
+            if all(np.min(line.get_ydata()) > 0 for line in panel.lines):
+                panel.set_yscale("log")  # or the first epochs hide whether the last ones still improve
+            panel.set_title(f"{_label(runs)}\n{stage}", parse_math=False, fontsize=7)
+            panel.tick_params(labelsize=6, which="both")
+        panels[0].legend(fontsize=5)
+        for panel in panels[len(trained) :]:
+            panel.set_axis_off()
+        figure.supxlabel("epoch", fontsize=8)
+        figure.supylabel("loss", fontsize=8)
+        figure.suptitle(f"{key[1]}, {key[2]}, {key[3]} scale", parse_math=False, fontsize=9)
         figures["-".join(key)] = figure
     return figures, "nothing was trained in these units"
 
@@ -267,6 +299,7 @@ KINDS: dict[str, Callable[[Path, list[Mapping[str, Any]]], _Figures]] = {
     "roc": _roc,
     "montage": _montage,
     "epochs": _epochs,
+    "losses": _losses,
     "runs": _runs,
     "maps": _maps,
     "area": _area,
