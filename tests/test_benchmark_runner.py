@@ -344,6 +344,21 @@ def test_several_sets_of_a_suite_may_be_in_one_layout(tmp_path: Path) -> None:
     assert {row["configuration"]["layout"] for row in rows.values()} == {"folders"}
 
 
+def test_a_file_among_the_options_is_told_by_its_content(tmp_path: Path) -> None:
+    names = []
+    for folder, content in (("here", b"a"), ("there", b"a"), ("elsewhere", b"b")):
+        (tmp_path / folder).mkdir()
+        weights = tmp_path / folder / "encoder.pth"
+        weights.write_bytes(content)
+        suite = load_suite(tiny_suite(tmp_path, methods=["hfrae"]))
+        run = benchmark(tmp_path, "out", suite=suite, options={"hfrae": {"weights": str(weights)}})
+        unit = run.units()[0]
+        assert str(tmp_path) not in json.dumps(unit.configuration)
+        assert run._parser(unit, 2).config["weights"] == str(weights)
+        names.append(unit.name)
+    assert names[0] == names[1] != names[2]
+
+
 def test_a_method_that_a_set_is_without_is_not_run_on_it(tmp_path: Path) -> None:
     sets = {"stripes": {"problems": ["masks"], "without": ["autoencoder"]}}
     suite = load_suite(tiny_suite(tmp_path, sets=sets))

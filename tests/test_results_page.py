@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from monai_anomaly.__main__ import main
-from monai_anomaly.benchmarks.table import refreshed_page
+from monai_anomaly.benchmarks.pages import refreshed_page
 from monai_anomaly.exceptions import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -32,10 +32,12 @@ def line(method: str, value: float) -> str:
     )
 
 
-def test_the_page_shows_what_the_files_hold():
-    page = DOCS / "results.md"
+@pytest.mark.parametrize(("name", "kinds"), [("results.md", ("table", "speed")), ("scaling.md", ("speed",))])
+def test_the_page_shows_what_the_files_hold(name, kinds):
+    page = DOCS / name
     text = page.read_text(encoding="utf-8")
-    assert "<!-- benchmark table results/" in text
+    for kind in kinds:
+        assert f"<!-- benchmark {kind} results/" in text
     assert refreshed_page(page) == text
 
 
@@ -57,4 +59,25 @@ def test_a_missing_file_is_named(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- benchmark table gone.jsonl -->\n<!-- end -->\n")
     with pytest.raises(InputError, match=r"gone\.jsonl: does not exist"):
+        refreshed_page(page)
+
+
+def test_measurements_are_drawn_by_section(tmp_path):
+    context = {
+        "machine": {"processor": "P", "threads": 1, "cores": 2},
+        "clock": "CPU seconds",
+        "load_before": 0.5,
+        "when": "2026-01-02",
+        "versions": {"torch": "2"},
+        "note": "",
+    }
+    section = {"context": context, "slices": 10, "rows": [{"contender": "x", "seconds": [1.0, 3.0, 2.0]}]}
+    (tmp_path / "speed.json").write_text(json.dumps({"sections": {"volume": section}}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- benchmark speed speed.json volume -->\n<!-- end -->\n")
+    text = refreshed_page(page)
+    assert "| x | 2 |" in text
+    assert "P, 1 of 2 cores; CPU seconds; load 0.5 before; 2026-01-02; torch 2" in text
+    page.write_text("<!-- benchmark speed speed.json growth -->\n<!-- end -->\n")
+    with pytest.raises(InputError, match=r"speed\.json: holds no measurement growth"):
         refreshed_page(page)

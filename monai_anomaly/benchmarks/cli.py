@@ -77,8 +77,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _table(given: argparse.Namespace) -> int:
+    from .pages import refreshed_page
     from .results import read_results
-    from .table import build_tables, refreshed_page, render
+    from .table import build_tables, render
 
     if given.refresh is not None:
         given.refresh.write_text(refreshed_page(given.refresh), encoding="utf-8")

@@ -47,9 +47,12 @@ class Unit:
 
     Attributes:
         configuration: all that makes it this one, JSON-able; two units with the same configuration are the same unit.
+            A file among the overrides stands there by its name and hash.
+        files: by override, where these files are on this machine.
     """
 
     configuration: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -264,6 +267,9 @@ class BenchmarkRun:
             **self.extra.get("*", {}),
             **self.extra.get(method, {}),
         }
+        # a result is to be the same wherever the file lies, and is no place to tell folders of a machine
+        paths = {key: value for key, value in options.items() if isinstance(value, str) and Path(value).is_file()}
+        options |= {key: f"{Path(path).name}, SHA-256 {_file_digest(path)}" for key, path in paths.items()}
         config = merged_config(made.files, options).config
         reader, layout = self.suite.reader(name), self.suite.layout(name)
         return Unit(
@@ -282,7 +288,8 @@ class BenchmarkRun:
                 **({"reader": reader} if reader else {}),
                 "limits": self.suite.limits(self.scale),
                 "track_auroc": self.track_auroc,
-            }
+            },
+            paths,
         )
 
     def _run_unit(self, unit: Unit) -> dict[str, Any]:
@@ -378,7 +385,7 @@ class BenchmarkRun:
 
     def _parser(self, unit: Unit, dimensions: int) -> Any:
         """The unit's config with what the set decides: size, channels, seed, device and places."""
-        overrides = dict(unit.configuration["overrides"])
+        overrides = {**unit.configuration["overrides"], **unit.files}
         pictures = unit.configuration["pictures"]
         if pictures["image_size"] is not None:
             overrides.setdefault("image_size", pictures["image_size"])
@@ -405,6 +412,12 @@ class _Tracked:
         self.curve = [*(point for point in self.curve if point["epoch"] < epoch), {"epoch": epoch, "auroc": value}]
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps({"unit": self.digest, "curve": self.curve}), encoding="utf-8")
+
+
+@lru_cache
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def process_share() -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .speed import speed_plan
 
-__all__ = ["render_speed"]
+__all__ = ["render_speed", "section_text"]
 
 
 def render_speed(report: Mapping[str, Any]) -> str:
@@ -17,10 +17,21 @@ def render_speed(report: Mapping[str, Any]) -> str:
     Args:
         report: the content of ``speed.json``.
     """
-    parts = []
-    for name, section in report["sections"].items():
-        parts.append(f"### {name}\n\n{_where(section['context'])}\n\n{_SECTIONS[name](section)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(f"### {name}\n\n{section_text(report, name)}" for name in report["sections"]) + "\n"
+
+
+def section_text(report: Mapping[str, Any], name: str) -> str:
+    """One section of a report: on what it was measured, and its tables.
+
+    Args:
+        report: the content of ``speed.json``.
+        name: of the section.
+
+    Raises:
+        KeyError: if it is not in the report.
+    """
+    section = report["sections"][name]
+    return f"{_where(section['context'])}\n\n{_SECTIONS[name](section)}"
 
 
 def _where(context: Mapping[str, Any]) -> str:

@@ -24,7 +24,6 @@ __all__ = [
     "build_tables",
     "compare",
     "paper_figures",
-    "refreshed_page",
     "render",
 ]
 
@@ -260,37 +259,6 @@ def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
     if form not in FORMATS:
         raise ValueError(f"form is one of {', '.join(FORMATS)}, got {form!r}")
     return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](tables)
-
-
-_BLOCK = re.compile(r"(<!-- benchmark table (?P<paths>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def refreshed_page(page: Path) -> str:
-    """A Markdown page whose tables are drawn anew from the result files that it names.
-
-    A table stands between ``<!-- benchmark table FILE ... -->`` and ``<!-- end -->``, the files relative to the page.
-
-    Args:
-        page: the file.
-
-    Returns:
-        Its text with the tables as they are now.
-
-    Raises:
-        InputError: if the page or a result file cannot be read.
-    """
-    from .results import read_results
-
-    try:
-        text = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(page, f"cannot be read ({error})", "Give a Markdown page.") from error
-
-    def drawn(block: re.Match[str]) -> str:
-        tables = build_tables(read_results(page.parent / name for name in block["paths"].split()))
-        return f"{block[1]}\n{render(tables)}\n{block[3]}"
-
-    return _BLOCK.sub(drawn, text)
 
 
 def _markdown(tables: Sequence[ResultTable]) -> str:
