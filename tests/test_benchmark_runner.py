@@ -23,7 +23,9 @@ import monai_anomaly.engines.stages as stages
 from monai_anomaly.__main__ import main
 from monai_anomaly.benchmarks import BenchmarkRun, load_methods, load_suite, read_results, suite_names
 from monai_anomaly.benchmarks.pictures import PictureDataset, PictureReader, limited, resized_mask, split_normals
-from monai_anomaly.benchmarks.results import append_line, claim
+from monai_anomaly.benchmarks.processes import claim, process_share
+from monai_anomaly.benchmarks.results import append_line
+from monai_anomaly.benchmarks.table import build_tables
 from monai_anomaly.data.published import PUBLISHED_SETS, Pictures
 from monai_anomaly.exceptions import InputError
 
@@ -59,6 +61,7 @@ def test_a_unit_says_what_it_was(tmp_path: Path) -> None:
         "test_normal": 12,
         "test_abnormal": 12,
         "whole": True,
+        "notes": [],
     }
     assert row["stages"] == [{"stage": "reconstruction", "epochs": 4, "steps": 16}]
     assert [point["epoch"] for point in row["losses"]] == [1, 2, 3, 4]
@@ -164,6 +167,7 @@ def test_ranks_share_the_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("zscore", "intensity") for s in (0, 1)}
     # one process alone finds all of it done
     monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
     assert main(arguments) == 0
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
@@ -201,12 +205,13 @@ def test_a_claim_of_a_dead_process_is_free(tmp_path: Path) -> None:
 
 def test_half_a_line_costs_one_line(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    append_line(file, {"unit": "a", "n": 1})
+    row = dict.fromkeys(("suite", "set", "problem", "method", "seed", "scale"), "x")
+    append_line(file, {**row, "unit": "a", "n": 1})
     with file.open("a") as handle:
         handle.write('{"unit": "b", "n"')
-    append_line(file, {"unit": "c", "n": 1})
-    append_line(file, {"unit": "a", "n": 2})
-    assert read_results([tmp_path]) == [{"unit": "a", "n": 2}, {"unit": "c", "n": 1}]
+    append_line(file, {**row, "unit": "c", "n": 1})
+    append_line(file, {**row, "unit": "a", "n": 2})
+    assert read_results([tmp_path]) == [{**row, "unit": "a", "n": 2}, {**row, "unit": "c", "n": 1}]
     with pytest.raises(ValueError):
         append_line(file, {"unit": "d", "n": float("nan")})
 
@@ -227,7 +232,8 @@ def test_watching_the_test_changes_nothing(tmp_path: Path) -> None:
         (["--suite", "digits"], "--out: is not given"),
         (["--suite", "TINY", "--out", "o", "--methods", "zscor"], "Did you mean zscore?"),
         (["--suite", "TINY", "--out", "o", "--sets", "mnist"], "has no set 'mnist'"),
-        (["--suite", "TINY", "--out", "o", "--problems", "9"], "no set has any of them"),
+        (["--suite", "TINY", "--out", "o", "--problems", "masks", "9"], "no set has 9"),
+        (["--suite", "TINY", "--out", "o", "--device", "gpu"], "'gpu' is no device"),
         (["--suite", "TINY", "--out", "o", "--data", "mnist=x"], "has no set 'mnist'"),
         (["--suite", "TINY", "--out", "o", "--options", "max_epochs"], "sets nothing"),
         (["--suite", "TINY", "--out", "o", "--options", "zscore:epochs=1"], "epochs names nothing"),
@@ -342,6 +348,51 @@ def test_several_sets_of_a_suite_may_be_in_one_layout(tmp_path: Path) -> None:
     }
     assert sides == {"brains": 24, "eyes": 32}
     assert {row["configuration"]["layout"] for row in rows.values()} == {"folders"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"RANK": "1"}, "is 1 with"), ({"RANK": "-1"}, "'-1'"), ({"WORLD_SIZE": "two"}, "'two'")]
+)
+def test_a_share_that_would_drop_units_is_refused(
+    given: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_share() == (0, 1, 0)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        process_share()
+
+
+def test_other_pictures_are_other_units(tmp_path: Path) -> None:
+    suite = load_suite(tiny_suite(tmp_path, sets={"folders": {}}, methods=["zscore"]))
+    root = picture_folders(tmp_path / "pictures")
+    for expected in (1, 0):
+        run = benchmark(tmp_path, "out", suite=suite, options={}, data={"folders": root})
+        assert len(run.run().done) == expected
+    test = next((root / "test" / "normal").iterdir())
+    Image.fromarray(255 - np.asarray(Image.open(test))).save(test)
+    run = benchmark(tmp_path, "out", suite=suite, options={}, data={"folders": root})
+    assert len(run.run().done) == 1
+    (table,) = build_tables(read_results([tmp_path / "out"]))
+    assert table.rows[0].cells["all"].seeds == 1
+    assert table.notes == ("Left out, earlier runs with other settings or pictures: 1 of z-score.",)
+
+
+def test_a_part_of_a_published_set_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stripes, "check", lambda self: ["12 of 24 pictures"])
+    benchmark(tmp_path, "out", methods=["zscore"], options={}).run()
+    row = read_results([tmp_path / "out"])[0]
+    assert row["pictures"]["notes"] == ["12 of 24 pictures"]
+    assert row["pictures"]["whole"] is False
+
+
+def test_named_methods_stand_beside_the_baselines(tmp_path: Path) -> None:
+    command = ["benchmark", "--no-progress", "--suite", str(tiny_suite(tmp_path)), "--methods", "zscore"]
+    for name, further, expected in (("with", [], {"zscore", "intensity"}), ("bare", ["--no-baselines"], {"zscore"})):
+        assert main([*command, "--out", str(tmp_path / name), *further]) == 0
+        assert {row["method"] for row in read_results([tmp_path / name])} == expected
 
 
 def test_a_file_among_the_options_is_told_by_its_content(tmp_path: Path) -> None:

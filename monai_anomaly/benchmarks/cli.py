@@ -16,6 +16,9 @@ __all__ = ["add_arguments", "run"]
 _SCALES = ("smoke", "small", "paper")
 
 
+_BASELINES = ("intensity", "zscore")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``benchmark``, and of ``benchmark table``, ``benchmark plot`` and ``benchmark speed``.
 
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--options", nargs="+", default=[], metavar="[METHOD:]id=value", help="overrides of the configs"
     )
+    parser.add_argument("--no-baselines", action="store_true", help="no intensity and z-score beside --methods")
     parser.add_argument("--track-auroc", action="store_true", help="test AUROC after every epoch, for plots alone")
     parser.add_argument("--no-progress", action="store_true")
     parser.set_defaults(what="run")
@@ -107,7 +111,8 @@ def _plot(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     import torch
 
-    from .runner import BenchmarkRun, process_share
+    from .processes import process_share, wait_for_other_ranks
+    from .runner import BenchmarkRun
     from .suites import load_suite
 
     for name in ("suite", "out"):
@@ -120,6 +125,8 @@ def _run(given: argparse.Namespace) -> int:
     if given.methods is not None:
         named = [suite.ablations if name == "ablations" else (name,) for name in given.methods]
         methods = list(dict.fromkeys(name for names in named for name in names))
+        # what every result is held against, unless it is asked for to be left out
+        methods += [] if given.no_baselines else [name for name in _BASELINES if name not in methods]
     outcome = BenchmarkRun(
         suite,
         given.out,
@@ -147,6 +154,7 @@ def _run(given: argparse.Namespace) -> int:
     print(f"results: {given.out}; research use only, not for diagnosis")
     for unit, error in outcome.failures.items():
         print(f"failed: {unit}: {error}", file=sys.stderr)
+    wait_for_other_ranks()
     return 1 if outcome.failures else 0
 
 

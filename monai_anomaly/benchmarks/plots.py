@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,18 @@ def _roc(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
     grid = np.linspace(0, 1, 201)
     for key, rows in _by(results, "suite", "set", "scale").items():
         of_set: dict[str, list[np.ndarray]] = {}
+        labels = {method: _label(runs) for (method,), runs in _by(rows, "method").items()}
         for (problem,), part in _by(rows, "problem").items():
             lines = {}
-            for runs in _by(part, "method").values():
+            for (method,), runs in _by(part, "method").items():
                 curves = [curve for row in runs if (curve := _roc_on(grid, _scores(folder, row))) is not None]
                 if curves:
                     lines[_label(runs)] = np.mean(curves, axis=0)
-                    of_set.setdefault(_label(runs), []).append(lines[_label(runs)])
+                    of_set.setdefault(method, []).append(lines[_label(runs)])
             if lines:
                 figures["-".join([*key, problem])] = _roc_figure(grid, lines, f"{key[1]}, {problem}, {key[2]} scale")
         if len({row["problem"] for row in rows}) > 1 and of_set:
-            means = {label: np.mean(curves, axis=0) for label, curves in of_set.items()}
+            means = {labels[method]: np.mean(curves, axis=0) for method, curves in of_set.items()}
             figures["-".join([*key, "mean"])] = _roc_figure(grid, means, f"{key[1]}, mean of problems, {key[2]} scale")
     return figures, "every unit has one class alone"
 
@@ -197,7 +199,8 @@ def _draw_losses(panel: Any, runs: Sequence[Mapping[str, Any]], stage: str) -> N
             known = [(point["epoch"], point[loss]) for point in points if point[loss] is not None]
             if known:
                 label = f"{name}, seed {row['seed']}"
-                panel.plot(*zip(*known), label=label, **{**_style(i), "linestyle": dash})
+                marker = "o" if len(known) == 1 else None  # a single epoch has no line
+                panel.plot(*zip(*known), label=label, marker=marker, **{**_style(i), "linestyle": dash})
 
 
 def _losses(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
@@ -246,7 +249,8 @@ def _runs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             if known:
                 drawn = True
                 shift = (i - (len(methods) - 1) / 2) * 0.7 / len(methods)
-                style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+                marker = _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+                style = {"color": _COLOURS[i % len(_COLOURS)], "marker": marker}
                 panel.plot([x + shift for x, _ in known], [y for _, y in known], linestyle="", markersize=5,
                            label=f"{_label(runs)} ({len({row['seed'] for row in runs})})", **style)  # fmt: skip
         if not drawn:
@@ -318,16 +322,22 @@ def _scores(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     path = folder / "scores" / f"{row['unit']}.npz"
     if not path.is_file():
         raise InputError(path, "is missing, the curves are drawn from it", "Copy the folder scores with the results.")
-    with np.load(path, allow_pickle=False) as saved:
-        return dict(saved)
+    return _loaded(path)
 
 
 def _shown(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     path = folder / "shown" / f"{row['unit']}.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as saved:
-        return dict(saved)
+    return _loaded(path)
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(path, f"cannot be read ({error})", "Delete it and run the unit again.") from error
 
 
 def _figure(panels: int, size: tuple[float, float], rows: int = 1) -> tuple[Any, list[Any]]:
@@ -342,7 +352,8 @@ def _figure(panels: int, size: tuple[float, float], rows: int = 1) -> tuple[Any,
 def _style(index: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[index % len(_COLOURS)],
-        "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)] if index >= len(_COLOURS) else _DASHES[index % 4],
+        # shifted by one with each round of colours, so that no two of 32 lines look alike
+        "linestyle": _DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
         "linewidth": 1.4,
     }
 

@@ -1,4 +1,4 @@
-"""The lines that benchmark runs leave, and the claims by which processes share the units."""
+"""The lines that benchmark runs leave."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import json
 import logging
 import os
 import platform
-import socket
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["append_line", "claim", "hardware", "read_results"]
+__all__ = ["append_line", "hardware", "read_results"]
 
 logger = logging.getLogger(__name__)
 
-# A claim whose owner gave no sign of life for so long is free; owners touch theirs far more often.
-_STALE_SECONDS = 600.0
-_TOUCH_SECONDS = 30.0
+# What tables and figures need of a row.
+_KEYS = ("unit", "suite", "set", "problem", "method", "seed", "scale")
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -56,7 +51,8 @@ def read_results(paths: Iterable[str | Path], name: str = "results") -> list[dic
         The rows; of several of the same unit the last one.
 
     Raises:
-        InputError: if a path does not exist, or a line other than a last, cut off one cannot be read.
+        InputError: if a path does not exist or cannot be read, or a line is no result. One that was cut off is passed
+            over with a warning: its process was killed, and the unit is done again.
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
@@ -73,13 +69,17 @@ def read_results(paths: Iterable[str | Path], name: str = "results") -> list[dic
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(file, f"cannot be read ({error})", "Give files that the runner wrote.") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            row["unit"]
+            if missing := [key for key in _KEYS if key not in row]:
+                raise KeyError(missing[0])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             # A killed process leaves half a line; the next one began a new line after it.
             if isinstance(error, json.JSONDecodeError):
@@ -87,78 +87,6 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 continue
             raise InputError(f"{file}, line {number}", "is no result", "Give files that the runner wrote.") from error
         yield row
-
-
-@contextmanager
-def claim(folder: Path, unit: str) -> Iterator[bool]:
-    """Take a unit for this process, if no living one has it.
-
-    A claim is a file that exactly one process can make. The next generation of a claim whose owner is gone can be made
-    by exactly one process too, so that nothing is ever taken from an owner by removing its file.
-
-    Args:
-        folder: of the claims, shared by the processes.
-        unit: its name.
-
-    Yields:
-        Whether it is ours until the block ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = sorted(folder.glob(f"{unit}.*.claim"), key=_generation)
-    if taken and _alive(taken[-1]):
-        yield False
-        return
-    own = folder / f"{unit}.{_generation(taken[-1]) + 1 if taken else 0}.claim"
-    try:
-        handle = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        yield False
-        return
-    with os.fdopen(handle, "w") as file:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-    done = threading.Event()
-    keeper = threading.Thread(target=_keep_alive, args=(own, done), daemon=True)
-    keeper.start()
-    try:
-        yield True
-    finally:
-        done.set()
-        keeper.join()
-        for path in [*taken, own]:
-            path.unlink(missing_ok=True)
-
-
-def _generation(path: Path) -> int:
-    return int(path.name.split(".")[-2])
-
-
-def _keep_alive(path: Path, done: threading.Event) -> None:
-    while not done.wait(_TOUCH_SECONDS):
-        try:
-            os.utime(path)
-        except OSError:  # the folder is gone or away for a moment; the run itself will say so
-            continue
-
-
-def _alive(path: Path) -> bool:
-    """Whether the owner of a claim may still be at work."""
-    try:
-        age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except FileNotFoundError:
-        return False
-    except json.JSONDecodeError:
-        return age < _STALE_SECONDS
-    if age > _STALE_SECONDS:
-        return False
-    if owner.get("host") == socket.gethostname() and "pid" in owner:
-        try:
-            os.kill(int(owner["pid"]), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-    return True
 
 
 def hardware(device: Any) -> dict[str, Any]:

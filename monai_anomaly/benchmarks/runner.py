@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import time
 import traceback
@@ -18,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from monai_anomaly import __version__
@@ -28,7 +28,8 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.metrics import auroc
 
 from .pictures import PictureReader, content_digest, limited, split_normals
-from .results import append_line, claim, hardware, read_results
+from .processes import claim
+from .results import append_line, hardware, read_results
 from .scoring import calibrate_pictures, evaluate, save_scores, save_shown, score_pictures
 from .suites import SCALES, Suite
 from .training import merged_config, train_detector, weights_digest
@@ -105,7 +106,7 @@ class BenchmarkRun:
         progress: show a bar over the units.
 
     Raises:
-        InputError: for a scale, method, set or problem that there is not.
+        InputError: for a scale, method, set or device that there is not.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class BenchmarkRun:
         self.methods = list(suite.methods if methods is None else methods)
         for method in [*self.methods, *(key for key in options or {} if key != "*")]:
             suite.method(method)
-        self.seeds, self.device = list(seeds), torch.device(device)
+        self.seeds, self.device = list(seeds), _device(device)
         self.data, self.download = dict(data or {}), download
         for name in sets or ():
             if name not in suite.sets:
@@ -146,6 +147,8 @@ class BenchmarkRun:
         self.track_auroc, self.progress = track_auroc, progress
         self.rank, self.world_size = rank, world_size
         self._opened: dict[str, PublishedSet] = {}
+        self._samples: dict[tuple[str, str], str | None] = {}
+        self._checked: dict[str, list[str]] = {}
         # The units of one problem come one after the other.
         self._problem = lru_cache(maxsize=1)(lambda name, problem: self._set(name).problem(problem))
 
@@ -162,7 +165,7 @@ class BenchmarkRun:
         """All units of the run, in their order, whoever does them.
 
         Raises:
-            InputError: if a set cannot be opened.
+            InputError: if a set cannot be opened, or no set has a problem that was named.
         """
         units = []
         for name in self._sets_at_hand():
@@ -174,6 +177,9 @@ class BenchmarkRun:
             for problem in chosen:
                 self._set(name).require(problem)
                 units += [self._unit(name, problem, method, seed) for method in methods for seed in self.seeds]
+        known = {problem for name in self._opened for problem in self._opened[name].problems}
+        if unknown := [problem for problem in self.problem_names or () if problem not in known]:
+            raise InputError("--problems", f"no set has {_list(unknown)}", f"There are {_list(sorted(known))}.")
         if not units:
             raise InputError("--problems", "no set has any of them", f"Sets of the suite: {_list(self.sets)}.")
         return units
@@ -284,6 +290,7 @@ class BenchmarkRun:
                 "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
                 "overrides": options,
                 "pictures": self.suite.settings(name, self.scale),
+                "data": self._sample_digest(name, problem),
                 **({"layout": layout} if layout != name else {}),
                 **({"reader": reader} if reader else {}),
                 "limits": self.suite.limits(self.scale),
@@ -292,13 +299,28 @@ class BenchmarkRun:
             paths,
         )
 
+    def _sample_digest(self, name: str, problem: str) -> str | None:
+        """Names, labels and some pictures of a problem as a hash; None where it cannot be read: its units will say."""
+        if (name, problem) not in self._samples:
+            try:
+                self._samples[name, problem] = _sampled(self._problem(name, problem))
+            except Exception:
+                self._samples[name, problem] = None
+        return self._samples[name, problem]
+
+    def _notes(self, name: str) -> list[str]:
+        """How a set differs from the published one."""
+        if name not in self._checked:
+            self._checked[name] = self._set(name).check()
+        return self._checked[name]
+
     def _run_unit(self, unit: Unit) -> dict[str, Any]:
         configuration = unit.configuration
         limits, seed = configuration["limits"], configuration["seed"]
         problem: Problem = self._problem(configuration["set"], configuration["problem"])
         training, test = limited(problem.training, limits["train_limit"]), limited(problem.test, limits["test_limit"])
         sides = split_normals(training, limits["held_out"], limits["calibration"], seed)
-        data_sha256 = content_digest(training)
+        data_sha256, notes = content_digest(training), self._notes(configuration["set"])
         folder = self.out / "units" / unit.name
         parser = self._parser(unit, training.read(0).ndim)
         if self.device.type == "cuda":
@@ -366,7 +388,8 @@ class BenchmarkRun:
                 "calibration": len(sides.calibration),
                 "test_normal": int((test.labels == 0).sum()),
                 "test_abnormal": int((test.labels == 1).sum()),
-                "whole": len(training) == len(problem.training) and len(test) == len(problem.test),
+                "whole": not notes and len(training) == len(problem.training) and len(test) == len(problem.test),
+                "notes": notes,
             },
             "facts": problem.facts,
             "stages": [
@@ -414,16 +437,34 @@ class _Tracked:
             temporary.write_text(json.dumps({"unit": self.digest, "curve": self.curve}), encoding="utf-8")
 
 
+# Pictures of each side that tell one copy of a set from another: all of them would be read before anything is shown.
+_SAMPLE = 16
+
+
 @lru_cache
 def _file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def process_share() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this machine, as torchrun tells them; 0, 1, 0 without it."""
-    rank, size, local = (int(os.environ.get(name) or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return rank, max(1, size), local
+def _device(given: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise InputError("--device", f"{given!r} is no device", "Give cpu or cuda:0.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", "there is no GPU", "Give cpu.")
+    return device
+
+
+def _sampled(problem: Problem) -> str:
+    digest = hashlib.sha256()
+    for side in (problem.training, problem.test):
+        digest.update(json.dumps([list(side.names), side.labels.tolist(), list(side.groups)]).encode())
+        for index in np.linspace(0, len(side) - 1, min(_SAMPLE, len(side))).astype(int):
+            picture = np.ascontiguousarray(side.read(int(index)))
+            digest.update(f"{picture.shape}{picture.dtype}".encode() + picture.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _open(

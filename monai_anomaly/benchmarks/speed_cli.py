@@ -33,6 +33,9 @@ SECTIONS = (
 # What several cores do at once shows on the clock alone.
 _ON_THE_CLOCK = ("proxies", "processes")
 
+# What runs whole detectors over scans.
+_WHOLE = ("volume", "cohort", "processes")
+
 # What --what measures unless it is given: whole volumes and growth take long.
 _USUAL = ("inference", "training", "memory", "breakdown")
 
@@ -109,8 +112,9 @@ def _earlier(path: Path) -> dict[str, Any]:
         return {"sections": {}}
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        dict(report["sections"])
-    except (ValueError, KeyError, TypeError) as error:
+        for section in report["sections"].values():
+            section["context"]["machine"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(path, "is no result of this command", "Choose another folder.") from error
     return report
 
@@ -128,6 +132,8 @@ def _check(given: argparse.Namespace) -> None:
     for form in given.forms or ():
         if form not in FORMS:
             raise InputError("--forms", f"has no form {form!r}", f"Choose among {', '.join(FORMS)}.")
+    if given.size % 32:
+        raise InputError("--size", f"is {given.size}", "Give a multiple of 32: the networks halve it five times.")
     try:
         device = torch.device(given.speed_device)
     except RuntimeError as error:
@@ -170,6 +176,10 @@ def _named(given: argparse.Namespace, section: str | None = None) -> list[str]:
     from .speed import contenders, speed_plan
 
     known = contenders()
+    if section in _WHOLE and (parts := [name for name in given.contenders or () if "call" in known.get(name, {})]):
+        raise InputError(
+            "--methods", f"{', '.join(parts)}: a part of a network, which no scan is run through", "Name others."
+        )
     if given.contenders is not None:
         # a method may have a training step and no plain part
         return [name for name in given.contenders if name in known or name in speed_plan()["contenders"]]

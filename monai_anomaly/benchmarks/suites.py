@@ -22,6 +22,7 @@ _FOLDER = Path(__file__).parent
 
 # What a suite may say of a set, and of a scale; checked, so that a slip of the pen is no silent default.
 _SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without", "layout", "reader"}
+_LEVELS = ("image", "pixel", "video", "decision")
 _SUITE_KEYS = {"title", "paper", "methods", "ablations", "sets", "scales", "extra_methods"}
 _METHOD_KEYS = {"title", "bundle", "overlays", "configs", "options", "scales"}
 
@@ -181,6 +182,15 @@ def load_suite(name: str | Path) -> Suite:
             raise InputError("--suite", f"there is no suite {name}", f"Choose one of {', '.join(suite_names())}.")
     content = _read(path)
     _check_keys(path, content, _SUITE_KEYS)
+    for key, kind in (("methods", list), ("sets", dict)):
+        if not isinstance(content.get(key), kind) or not content[key]:
+            what = "a list of names" if kind is list else "a mapping of sets"
+            raise InputError(path, f"{key!r} is missing or no {what}", "See docs/benchmarks.md.")
+    for key, entry in content["sets"].items():
+        for metric in (entry or {}).get("metrics", ()):
+            if str(metric).partition(".")[0] not in _LEVELS or not str(metric).partition(".")[2]:
+                hint = f"Write LEVEL.NAME, the level one of {', '.join(_LEVELS)}."
+                raise InputError(f"{path}, {key}", f"{metric!r} is no metric", hint)
     for place, allowed in (("sets", _SET_KEYS), ("scales", _SCALE_KEYS)):
         for key, entry in content.get(place, {}).items():
             _check_keys(f"{path}, {place}, {key}", entry or {}, allowed)

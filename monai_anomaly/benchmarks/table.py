@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,19 @@ FORMATS = ("markdown", "csv", "latex")
 
 # Percentage points within which a figure counts as even with the paper's, whatever the spread.
 _EVEN = 0.5
+# Seeds from which on their spread says how far the mean is off.
+_LEAST_SEEDS = 3
+
+_PAPERS = {"ddrid": "DDR-ID", "itae": "ITAE", "hfrae": "HFR-AE", "daad": "DAAD", "proxyano": "ProxyAno"}
 
 _MARKS = {"ahead": "▲", "even": "=", "behind": "▼"}
 _LATEX_MARKS = {"ahead": r"$\uparrow$", "even": "$=$", "behind": r"$\downarrow$"}
 
 _RULE = (
     f"Figures are percent, mean ± standard deviation over seeds; in brackets the paper's. {_MARKS['ahead']} ahead of "
-    f"it, {_MARKS['behind']} behind it, {_MARKS['even']} even: within {_EVEN} points or one standard deviation, "
-    "whichever is more. † a stage was stopped while it still improved (under-trained). ‡ a part of the pictures alone."
+    f"it, {_MARKS['behind']} behind it, {_MARKS['even']} even: within {_EVEN} points or, of three seeds or more, one "
+    "standard error of our mean, whichever is more. † a stage was stopped while it still improved (under-trained). "
+    "‡ a part of the pictures alone."
 )
 
 
@@ -73,7 +80,7 @@ class TableRow:
         cells: by column.
         under_trained: whether any of its runs was stopped while it still improved.
         whole: whether all its runs had all pictures.
-        source: the paper's table that its figures are of, or empty.
+        source: the table and paper that its figures are of, such as ``Table 2 of DDR-ID``, or empty.
     """
 
     method: str
@@ -95,6 +102,7 @@ class ResultTable:
         metric: such as ``image.auroc``.
         columns: the problems, and ``mean``.
         rows: the methods.
+        notes: what was left out, and why.
     """
 
     suite: str
@@ -103,6 +111,7 @@ class ResultTable:
     metric: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 @cache
@@ -112,21 +121,24 @@ def paper_figures() -> tuple[dict[str, Any], ...]:
     return tuple(content)
 
 
-def compare(mean: float, sd: float | None, paper: float) -> str:
+def compare(mean: float, sd: float | None, paper: float, seeds: int = 1) -> str:
     """Whether a figure is ahead of the paper's, even with it or behind it.
 
     Args:
         mean: ours, in percent.
         sd: over the seeds, in points; None for a single seed.
         paper: the paper's, in percent.
+        seeds: that ours is the mean of.
 
     Returns:
-        ``even`` where they differ by no more than half a point or one standard deviation, whichever is more; else
-        ``ahead`` or ``behind``.
+        ``even`` where they differ by no more than half a point or, of three seeds or more, one standard error of our
+        mean, whichever is more; else ``ahead`` or ``behind``.
     """
     difference = mean - paper
+    # the spread of two seeds says next to nothing, and that of a single run would make unstable methods even
+    error = (sd or 0.0) / math.sqrt(seeds) if seeds >= _LEAST_SEEDS else 0.0
     # a rounding error is no difference
-    if abs(difference) <= max(_EVEN, sd or 0.0) + 1e-9:
+    if abs(difference) <= max(_EVEN, error) + 1e-9:
         return "even"
     return "ahead" if difference > 0 else "behind"
 
@@ -150,13 +162,39 @@ def build_tables(
     known = paper_figures() if figures is None else figures
     tables = []
     for key in dict.fromkeys((row["suite"], row["scale"], row["set"]) for row in rows):
-        part = [row for row in rows if (row["suite"], row["scale"], row["set"]) == key]
+        part, notes = _comparable([row for row in rows if (row["suite"], row["scale"], row["set"]) == key])
         metrics = dict.fromkeys(metric for row in part for metric in row["table"]["metrics"])
         for metric in metrics:
             paper = part[-1]["table"]["paper"]
             fitting = [f for f in known if (f["paper"], f["set"], f["metric"]) == (paper, key[2], metric)]
-            tables.append(_table(key, metric, part, fitting))
+            tables.append(replace(_table(key, metric, part, fitting), notes=notes))
     return tables
+
+
+def _comparable(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
+    """Runs that differ in nothing but the seed, each seed once: of each method on a problem those like its last run.
+
+    Returns:
+        The rows, and a note for what was left out.
+    """
+    kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    left: dict[str, int] = {}
+    settings = {(row["problem"], row["method"]): _settings(row) for row in rows}
+    for row in rows:
+        if _settings(row) == settings[row["problem"], row["method"]]:
+            kept[row["problem"], row["method"], row["seed"]] = row
+        else:
+            left[row["table"]["title"]] = left.get(row["table"]["title"], 0) + 1
+    notes = [
+        f"Left out, earlier runs with other settings or pictures: {count} of {title}." for title, count in left.items()
+    ]
+    return list(kept.values()), tuple(notes)
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    # watching the test AUROC changes nothing of a run
+    given = {k: v for k, v in row.get("configuration", {}).items() if k not in ("seed", "track_auroc")}
+    return json.dumps(given, sort_keys=True)
 
 
 def _table(
@@ -183,7 +221,7 @@ def _table(
                 cells,
                 any(row["under_trained"] for row in runs),
                 all(row["pictures"]["whole"] for row in runs),
-                "" if figure is None else figure["table"],
+                "" if figure is None else f"{figure['table']} of {_PAPERS.get(figure['paper'], figure['paper'])}",
             )
         )
     return ResultTable(*key, metric, (*problems, "mean"), tuple(rows))
@@ -218,7 +256,7 @@ def _cell(values: Sequence[tuple[float | None, str]], paper: float | None) -> Ce
     found = mean_and_spread([value for value, _ in values])
     if found["mean"] is None:
         return Cell(None, None, 0, paper, None, values[0][1])
-    mark = None if paper is None else compare(found["mean"], found["sd"], paper)
+    mark = None if paper is None else compare(found["mean"], found["sd"], paper, found["n"])
     return Cell(found["mean"], found["sd"], found["n"], paper, mark)
 
 
@@ -325,8 +363,9 @@ def _csv(tables: Sequence[ResultTable]) -> str:
 
 def _caption(table: ResultTable) -> str:
     level, name = table.metric.split(".")
-    sources = dict.fromkeys(row.source for row in table.rows if row.source)
-    beside = f", beside {', '.join(sources)} of the paper" if sources else ""
+    compared = [row for row in table.rows if any(cell.paper is not None for cell in row.cells.values())]
+    sources = dict.fromkeys(row.source for row in compared)
+    beside = f", beside {', '.join(sources)}" if sources else ""
     scale = "the paper's schedule" if table.scale == "paper" else f"scale {table.scale}: not the paper's schedule"
     return f"{table.set}, {level} {name}, suite {table.suite}, {scale}{beside}"
 
@@ -338,7 +377,7 @@ def _title(row: TableRow, under_trained: str, part: str, escape: Any = str) -> s
 
 def _text(cell: Cell, marks: Mapping[str, str], plus_minus: str, nothing: str = "–") -> str:
     if cell.mean is None:
-        return nothing
+        return nothing + ("" if cell.paper is None else f" ({cell.paper:g})")
     spread = "" if cell.sd is None else f" {plus_minus} {cell.sd:.1f}"
     beside = "" if cell.paper is None else f" ({cell.paper:g} {marks[str(cell.mark)]})"
     return f"{cell.mean:.1f}{spread}{beside}"
@@ -354,6 +393,7 @@ def _notes(table: ResultTable) -> list[str]:
             if cell.reason:
                 reasons.setdefault(cell.reason, []).append(f"{row.title} {column}")
     notes += [f"No figure of {', '.join(places)}: {reason}." for reason, places in reasons.items()]
+    notes += table.notes
     return ["", *notes] if notes else []
 
 
