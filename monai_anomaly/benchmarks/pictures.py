@@ -31,6 +31,8 @@ __all__ = [
 
 # Values of a batch in the network's input when nothing is trained: large enough to be fast, small enough for a laptop.
 _BATCH_VALUES = 1 << 21
+# Bytes of pictures and proxies that are held on a GPU beside the network.
+_HELD_BYTES = 4 << 30
 
 _SCALINGS = ("unit", "foreground")
 
@@ -221,6 +223,15 @@ class PictureDataset(Dataset):
             self.proxies = torch.stack(made)
         self._random = np.random.RandomState(0)
 
+    def held_on(self, device: torch.device | str) -> PictureDataset:
+        """Itself, with the pictures on the device where whole batches are taken of them and they leave room there."""
+        whole = self.transform is None and self.donors is None
+        if whole and self.images.nbytes + self.proxies.nbytes <= _HELD_BYTES:
+            same = self.proxies is self.images
+            self.images = self.images.to(device)
+            self.proxies = self.images if same else self.proxies.to(device)
+        return self
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -269,6 +280,7 @@ def training_data(
     proxy: Any = None,
     transform: Any = None,
     donors: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> SimpleNamespace:
     """What a bundle's ``train.yaml`` takes for its ``data``, of pictures in memory.
 
@@ -280,9 +292,10 @@ def training_data(
         proxy: see ``PictureDataset``, as for the next two.
         transform: of the training pictures.
         donors: of the training pictures.
+        device: of the training; pictures that nothing random is done to are held there if they are small enough.
     """
-    train = PictureDataset(training, groups[0], proxy, transform, donors)
-    validation = PictureDataset(held_out, groups[1], proxy)
+    train = PictureDataset(training, groups[0], proxy, transform, donors).held_on(device)
+    validation = PictureDataset(held_out, groups[1], proxy).held_on(device)
     # A last batch of one picture has no batch statistics.
     alone = len(train) > batch_size and len(train) % batch_size == 1
     return SimpleNamespace(

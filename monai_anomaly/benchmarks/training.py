@@ -89,6 +89,7 @@ def build_detector(
         proxy,
         transform,
         donors,
+        parser.get_parsed_content("device"),
     )
     parser["data"] = data
     network = parser.get_parsed_content("network")
