@@ -388,6 +388,13 @@ def test_a_part_of_a_published_set_is_flagged(tmp_path: Path, monkeypatch: pytes
     assert row["pictures"]["whole"] is False
 
 
+def test_a_set_in_another_layout_says_how_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    suite = load_suite(tiny_suite(tmp_path, sets={"mvtec_ad": {}}, methods=["zscore"]))
+    with pytest.raises(InputError, match="holds nothing in the layout of MVTec AD"):
+        benchmark(tmp_path, "out", suite=suite, data={"mvtec_ad": tmp_path / "empty"}, options={}).units()
+
+
 def test_named_methods_stand_beside_the_baselines(tmp_path: Path) -> None:
     command = ["benchmark", "--no-progress", "--suite", str(tiny_suite(tmp_path)), "--methods", "zscore"]
     for name, further, expected in (("with", [], {"zscore", "intensity"}), ("bare", ["--no-baselines"], {"zscore"})):

@@ -255,7 +255,10 @@ class BenchmarkRun:
             layout, reader = self.suite.layout(name), self.suite.reader(name)
             if layout not in PUBLISHED_SETS:
                 raise InputError(layout, "no reader for such a set", f"There are {_list(PUBLISHED_SETS)}.")
-            self._opened[name] = _open(PUBLISHED_SETS[layout], name, self._root(name), self.download, reader)
+            opened = _open(PUBLISHED_SETS[layout], name, self._root(name), self.download, reader)
+            if not opened.problems:
+                raise InputError(opened.root, f"holds nothing in the layout of {opened.title}", opened.how_to_get())
+            self._opened[name] = opened
         return self._opened[name]
 
     def _root(self, name: str) -> Path | None:
