@@ -36,17 +36,16 @@ def changes(folder: Path, pictures: int) -> dict[str, object]:
     noise = torch.rand(pictures, network.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(noise, size=tuple(sides), mode="bilinear").to(device)
 
-    def forms() -> dict[str, AnomalyOutput]:
-        last = copy.deepcopy(network).to(memory_format=torch.channels_last)
-        found = {"plain": network.detect(image)}
-        found["channels_last"] = last.detect(image.contiguous(memory_format=torch.channels_last))
-        with torch.autocast(device, dtype=torch.float16):
-            found["float16"] = network.detect(image)
-        return found
-
+    last = copy.deepcopy(network)
+    for weight in last.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    outputs: dict[str, AnomalyOutput] = {}
     with torch.no_grad():
-        outputs = forms()
-    plain = outputs.pop("plain")
+        plain = network.detect(image)
+        outputs["channels_last"] = last.detect(image.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(device, dtype=torch.float16):
+            outputs["float16"] = network.detect(image)
     return {
         "detector": type(network).__name__,
         "size": list(sides),
