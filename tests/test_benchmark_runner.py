@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -363,6 +364,31 @@ def test_a_share_that_would_drop_units_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
         process_share()
+
+
+def test_under_torchrun_a_rank_waits_for_the_others(tmp_path: Path) -> None:
+    """The one that is done first must not end, or torchrun would end the others: it sees what the other wrote last."""
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from monai_anomaly.benchmarks.processes import process_share, wait_for_other_ranks\n"
+        "written = Path(sys.argv[1])\n"
+        "if process_share()[0] == 1:\n"
+        "    time.sleep(1)\n"
+        "    written.touch()\n"
+        "wait_for_other_ranks()\n"
+        "sys.exit(0 if written.exists() else 3)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # what torchrun sets
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / "written"], env={**os.environ, **shared, "RANK": rank})
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
 
 
 def test_other_pictures_are_other_units(tmp_path: Path) -> None:
