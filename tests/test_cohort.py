@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from monai_anomaly.data import content_hash
-from monai_anomaly.data.cohort import Cohort, _hold_out, load_cohort, load_mask, write_datalist
+from monai_anomaly.data.cohort import Cohort, _hold_out, load_cohort, write_datalist
+from monai_anomaly.data.reference_masks import load_mask
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.transforms.load import LoadScan
 

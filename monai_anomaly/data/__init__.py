@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .cohort import Cohort, check_cohort, load_cohort, load_mask, write_datalist
+from .cohort import Cohort, check_cohort, load_cohort, write_datalist
 from .content import content_hash
 from .demo import make_demo_cohort
 from .picture_statistics import ConfoundTable, confounds, picture_statistics
+from .reference_masks import load_mask
 from .slices import ScanDataset, SliceDataset
 from .split import describe_split, seen_scans
 from .weights import PUBLISHED_WEIGHTS, download_weights, fitting_weights, read_weights

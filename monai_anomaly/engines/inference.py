@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_anomaly.calibration import MaskCleanup, check_rate, drift_report, least_normals, scan_facts
-from monai_anomaly.data.cohort import load_mask
+from monai_anomaly.data.reference_masks import load_mask
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
