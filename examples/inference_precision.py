@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from monai_anomaly.engines import load_detector
+from monai_anomaly.engines.inferer import set_memory_format
 from monai_anomaly.networks import AnomalyOutput
 
 
@@ -37,9 +38,7 @@ def changes(folder: Path, pictures: int) -> dict[str, object]:
     image = torch.nn.functional.interpolate(noise, size=tuple(sides), mode="bilinear").to(device)
 
     last = copy.deepcopy(network)
-    for weight in last.parameters():
-        if weight.ndim == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    set_memory_format(last, torch.channels_last)
     outputs: dict[str, AnomalyOutput] = {}
     with torch.no_grad():
         plain = network.detect(image)

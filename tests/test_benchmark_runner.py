@@ -407,11 +407,18 @@ def test_other_pictures_are_other_units(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_published_set_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stripes, "check", lambda self: ["12 of 24 pictures"])
-    benchmark(tmp_path, "out", methods=["zscore"], options={}).run()
-    row = read_results([tmp_path / "out"])[0]
-    assert row["pictures"]["notes"] == ["12 of 24 pictures"]
-    assert row["pictures"]["whole"] is False
+    def other_problem(self: Stripes) -> list[str]:
+        raise InputError(self.root / "bottle", "is missing", "Fetch it.")
+
+    for name, check, note in (
+        ("part", lambda self: [f"{self.root / 'train'}: 12 of 24 pictures"], "train: 12 of 24 pictures"),
+        ("broken", other_problem, "bottle: is missing. Fetch it."),
+    ):
+        monkeypatch.setattr(Stripes, "check", check)
+        assert not benchmark(tmp_path, name, methods=["zscore"], options={}).run().failures
+        row = read_results([tmp_path / name])[0]
+        assert row["pictures"]["notes"] == [note]
+        assert row["pictures"]["whole"] is False
 
 
 def test_a_set_in_another_layout_says_how_to_get_it(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.Capture
         (["--methods", "hfrae", "nosuch"], "nosuch"),
         (["--batches", "0"], "--batches"),
         (["--repeats", "0"], "--repeats"),
+        (["--size", "64", "--what", "inference", "--methods", "daad"], "--size 64: does not suit DAAD"),
+        (["--what", "volume", "--methods", "encoder"], "a part of a network"),
         (["--forms", "fp8"], "fp8"),
         (["--device", "toaster"], "toaster"),
         (["--show"], "speed.json"),

@@ -14,8 +14,6 @@ from monai_anomaly.exceptions import InputError
 __all__ = ["add_arguments", "run"]
 
 _SCALES = ("smoke", "small", "paper")
-
-
 _BASELINES = ("intensity", "zscore")
 
 

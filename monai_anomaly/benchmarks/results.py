@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["append_line", "hardware", "read_results"]
+__all__ = ["append_line", "read_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,35 +86,3 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 continue
             raise InputError(f"{file}, line {number}", "is no result", "Give files that the runner wrote.") from error
         yield row
-
-
-def hardware(device: Any) -> dict[str, Any]:
-    """The machine that a unit runs on.
-
-    Args:
-        device: a torch device.
-    """
-    import torch
-
-    device = torch.device(device)
-    facts: dict[str, Any] = {
-        "system": platform.system(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
-    return facts
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -7,12 +7,13 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from monai_anomaly.engines import still_improving
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.metrics import auroc
 
+from .machine import checked_device, hardware
 from .pictures import PictureReader, content_digest, limited, split_normals
 from .processes import claim
-from .results import append_line, hardware, read_results
+from .results import append_line, read_results
 from .scoring import calibrate_pictures, evaluate, save_scores, save_shown, score_pictures
 from .suites import SCALES, Suite
 from .training import merged_config, train_detector, weights_digest
@@ -134,7 +136,7 @@ class BenchmarkRun:
         self.methods = list(suite.methods if methods is None else methods)
         for method in [*self.methods, *(key for key in options or {} if key != "*")]:
             suite.method(method)
-        self.seeds, self.device = list(seeds), _device(device)
+        self.seeds, self.device = list(seeds), checked_device(device)
         self.data, self.download = dict(data or {}), download
         for name in sets or ():
             if name not in suite.sets:
@@ -147,10 +149,9 @@ class BenchmarkRun:
         self.track_auroc, self.progress = track_auroc, progress
         self.rank, self.world_size = rank, world_size
         self._opened: dict[str, PublishedSet] = {}
-        self._samples: dict[tuple[str, str], str | None] = {}
-        self._checked: dict[str, list[str]] = {}
         # The units of one problem come one after the other.
         self._problem = lru_cache(maxsize=1)(lambda name, problem: self._set(name).problem(problem))
+        self._sample_digest, self._notes = cache(self._read_sample), cache(self._differences)
 
     @property
     def results_file(self) -> Path:
@@ -302,20 +303,23 @@ class BenchmarkRun:
             paths,
         )
 
-    def _sample_digest(self, name: str, problem: str) -> str | None:
-        """Names, labels and some pictures of a problem as a hash; None where it cannot be read: its units will say."""
-        if (name, problem) not in self._samples:
-            try:
-                self._samples[name, problem] = _sampled(self._problem(name, problem))
-            except Exception:
-                self._samples[name, problem] = None
-        return self._samples[name, problem]
+    def _read_sample(self, name: str, problem: str) -> str | None:
+        """Names, labels and some pictures of a problem as a hash; None where it cannot be read."""
+        try:
+            return _sampled(self._problem(name, problem))
+        except Exception:
+            # Pictures fail to be read in many ways: the problem's units meet the same error, and report it one by one.
+            return None
 
-    def _notes(self, name: str) -> list[str]:
-        """How a set differs from the published one."""
-        if name not in self._checked:
-            self._checked[name] = self._set(name).check()
-        return self._checked[name]
+    def _differences(self, name: str) -> list[str]:
+        """How a set differs from the published one, without the folder that it lies in on this machine."""
+        opened = self._set(name)
+        try:
+            notes = opened.check()
+        except InputError as error:
+            # what is wrong with one problem of a set is no reason to refuse the others
+            notes = [str(error)]
+        return [note.replace(f"{opened.root}{os.sep}", "") for note in notes]
 
     def _run_unit(self, unit: Unit) -> dict[str, Any]:
         configuration = unit.configuration
@@ -444,29 +448,18 @@ class _Tracked:
 _SAMPLE = 16
 
 
-@lru_cache
+@cache
 def _file_digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _device(given: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(given)
-    except RuntimeError as error:
-        raise InputError("--device", f"{given!r} is no device", "Give cpu or cuda:0.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", "there is no GPU", "Give cpu.")
-    return device
 
 
 def _sampled(problem: Problem) -> str:
     digest = hashlib.sha256()
     for side in (problem.training, problem.test):
         digest.update(json.dumps([list(side.names), side.labels.tolist(), list(side.groups)]).encode())
-        for index in np.linspace(0, len(side) - 1, min(_SAMPLE, len(side))).astype(int):
-            picture = np.ascontiguousarray(side.read(int(index)))
-            digest.update(f"{picture.shape}{picture.dtype}".encode() + picture.tobytes())
+        some = np.linspace(0, len(side) - 1, min(_SAMPLE, len(side))).astype(int)
+        digest.update(content_digest(side.take(some)).encode())
     return digest.hexdigest()[:16]
 
 

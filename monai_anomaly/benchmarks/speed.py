@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from monai_anomaly.data.slices import describe_failure
+from monai_anomaly.engines.inferer import set_memory_format
 from monai_anomaly.exceptions import InputError
 
 __all__ = [
@@ -118,18 +119,27 @@ def inference_calls(
 
 
 def network_of(entry: Mapping[str, Any], size: int) -> Any:
-    """The network of a contender, in eval mode, from the same random weights each time."""
+    """The network of a contender, in eval mode, from the same random weights each time.
+
+    Raises:
+        InputError: if it cannot be made for this size.
+    """
     torch.manual_seed(0)
     parser = ConfigParser({"image_size": [size, size], "network": copy.deepcopy(entry["network"])})
     with _random_weights():
-        return parser.get_parsed_content("network").eval()
+        try:
+            return parser.get_parsed_content("network").eval()
+        except RuntimeError as error:  # MONAI's, around what the network refuses
+            title, cause = entry.get("title", "a network"), " ".join(str(error.__cause__ or error).split())
+            raise InputError(
+                f"--size {size}", f"does not suit {title} ({cause})", "Give another, or name others."
+            ) from error
 
 
 def _inference_call(network: Any, entry: Mapping[str, Any], image: torch.Tensor, form: str) -> Call:
     network = network.to(image.device)
-    # the memory format is one of 4-D tensors, which some buffers are not
     if form == "channels_last":
-        network = network.to(memory_format=torch.channels_last)
+        set_memory_format(network, torch.channels_last)
     part = getattr(network, entry.get("call", "detect"))
     if form == "compile":
         part = torch.compile(part)

@@ -120,8 +120,7 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 
 def _check(given: argparse.Namespace) -> None:
-    import torch
-
+    from .machine import checked_device
     from .speed import FORMS, contenders, training_names
 
     for name, least in (("size", 32), ("repeats", 1), ("threads", 1), ("scans", 1), ("slices", 1), ("images", 1)):
@@ -133,13 +132,8 @@ def _check(given: argparse.Namespace) -> None:
         if form not in FORMS:
             raise InputError("--forms", f"has no form {form!r}", f"Choose among {', '.join(FORMS)}.")
     if given.size % 32:
-        raise InputError("--size", f"is {given.size}", "Give a multiple of 32: the networks halve it five times.")
-    try:
-        device = torch.device(given.speed_device)
-    except RuntimeError as error:
-        raise InputError("--device", f"{given.speed_device!r} is no device", "Give cpu or cuda:0.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", "there is no GPU", "Give cpu.")
+        raise InputError("--size", f"is {given.size}", "Give a multiple of 32.")
+    checked_device(given.speed_device)
     known = set(training_names())
     contenders([name for name in given.contenders or () if name not in known])
 
@@ -147,7 +141,7 @@ def _check(given: argparse.Namespace) -> None:
 def _context(given: argparse.Namespace, section: str, load: float, seconds: float) -> dict[str, Any]:
     import torch
 
-    from .results import hardware
+    from .machine import hardware
 
     def of(package: str) -> str | None:
         try:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def build_tables(
         for metric in metrics:
             paper = part[-1]["table"]["paper"]
             fitting = [f for f in known if (f["paper"], f["set"], f["metric"]) == (paper, key[2], metric)]
-            tables.append(replace(_table(key, metric, part, fitting), notes=notes))
+            tables.append(_table(key, metric, part, fitting, notes))
     return tables
 
 
@@ -198,7 +198,11 @@ def _settings(row: Mapping[str, Any]) -> str:
 
 
 def _table(
-    key: tuple[str, str, str], metric: str, part: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]]
+    key: tuple[str, str, str],
+    metric: str,
+    part: Sequence[Mapping[str, Any]],
+    figures: Sequence[Mapping[str, Any]],
+    notes: tuple[str, ...],
 ) -> ResultTable:
     order = [str(problem) for figure in figures for problem in figure.get("problems") or ()]
     present = {row["problem"] for row in part}
@@ -224,7 +228,7 @@ def _table(
                 "" if figure is None else f"{figure['table']} of {_PAPERS.get(figure['paper'], figure['paper'])}",
             )
         )
-    return ResultTable(*key, metric, (*problems, "mean"), tuple(rows))
+    return ResultTable(*key, metric, (*problems, "mean"), tuple(rows), notes)
 
 
 def _theirs(figure: Mapping[str, Any] | None, method: str) -> dict[str, float]:

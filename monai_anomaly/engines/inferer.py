@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from monai_anomaly.data.slices import ScanDataset
@@ -18,7 +18,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 from monai_anomaly.transforms import ScanPreprocessing, foreground_level
 
-__all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader"]
+__all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader", "set_memory_format"]
 
 
 class StackInferer(Inferer):
@@ -67,9 +67,7 @@ class StackInferer(Inferer):
                 restoration = output.restoration[0].float().cpu()
             return AnomalyOutput(output.anomaly_map[0].float().cpu(), output.anomaly_score.float().cpu(), restoration)
         layout = torch.channels_last if self._is_channels_last(network, device) else torch.contiguous_format
-        for weight in network.parameters():
-            if weight.ndim == 4:
-                weight.data = weight.data.contiguous(memory_format=layout)
+        set_memory_format(network, layout)
         anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
         chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
         scores = []
@@ -119,6 +117,20 @@ def foreground_of(scan: MetaTensor) -> np.ndarray:
     """Where a scan holds tissue, shape (X, Y, Z), bool: any channel above its level."""
     channels = scan.as_tensor()
     return np.any([(channel > foreground_level(channel)).numpy() for channel in channels], axis=0)
+
+
+def set_memory_format(network: nn.Module, layout: torch.memory_format) -> None:
+    """Lay out the weights of two-dimensional convolutions.
+
+    ``Module.to`` converts buffers too, and fails at five-dimensional ones.
+
+    Args:
+        network: changed in place; the values stay.
+        layout: ``torch.channels_last`` or ``torch.contiguous_format``.
+    """
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=layout)
 
 
 def device_of(network: AnomalyDetector) -> torch.device:
