@@ -7,6 +7,7 @@ from .calibration import calibrate, fit_slice_statistics
 from .daad import DAADTrainer
 from .ddrid import DDRIDPretrainer, DDRIDTrainer
 from .deep_svdd import DCAETrainer, DeepSVDDTrainer
+from .denoising import DenoisingTrainer
 from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
 from .ensemble import load_members
 from .evaluation import EvaluationRecorder
@@ -29,6 +30,7 @@ __all__ = [
     "DDRIDPretrainer",
     "DDRIDTrainer",
     "DeepSVDDTrainer",
+    "DenoisingTrainer",
     "DetectorFiles",
     "DetectorTraining",
     "EvaluationRecorder",

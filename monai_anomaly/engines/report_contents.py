@@ -472,7 +472,7 @@ def detector_settings(network: Mapping[str, Any], description: Mapping[str, Any]
         }
         for number, stage in enumerate(training.get("stages", ()), start=1)
     }
-    chosen = {key: training[key] for key in ("seed", "epochs", "selection", "proxy") if key in training}
+    chosen = {key: training[key] for key in ("seed", "epochs", "selection", "choices", "proxy") if key in training}
     parts = {"preprocessing": description.get("preprocessing"), "training": {**chosen, **stages}}
     return {**network, **{name: part for name, part in parts.items() if part}}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,6 @@ class SyntheticLesionSelection:
         image, mask = self.lesions(self.held_out[index]["image"], self.held_out[donor]["image"])
         return torch.as_tensor(image), torch.as_tensor(mask)
 
-    @torch.no_grad()
     def score(self, network: AnomalyDetector) -> float:
         """The pixel AP of a network, which is left as it was but for its mode (eval).
 
@@ -110,11 +110,41 @@ class SyntheticLesionSelection:
         Raises:
             InputError: if a map is not finite.
         """
+        return self._scores(network, lambda images: [network.detect(images).anomaly_map])[0]
+
+    def choose_map(self, network: AnomalyDetector, choices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Give a trained network the settings of the map that find the lesions best.
+
+        Args:
+            network: a detector whose map has settings (``AnomalyDetector.candidate_maps``), on the device to run on.
+            choices: the candidates; among equals the first is taken.
+
+        Returns:
+            One row for each candidate: its settings, ``pixel_ap`` and ``chosen`` (0 or 1).
+
+        Raises:
+            InputError: if there is no candidate, or a map is not finite.
+        """
+        if not choices:
+            raise InputError("map_choices", "is empty", "List settings of the map, or say null.")
+        figures = self._scores(network, lambda images: network.candidate_maps(images, choices))
+        best = figures.index(max(figures))
+        network.choose_map(choices[best])
+        return [
+            {**choice, "pixel_ap": figure, "chosen": int(i == best)}
+            for i, (choice, figure) in enumerate(zip(choices, figures))
+        ]
+
+    @torch.no_grad()
+    def _scores(self, network: AnomalyDetector, maps_of: Callable[[Tensor], Sequence[Tensor]]) -> list[float]:
+        """The pixel AP of each of the maps that ``maps_of`` gives for a batch."""
         from sklearn.metrics import average_precision_score
 
         device = next(chain(network.parameters(), network.buffers())).device
         before = {key: value.clone() for key, value in network.state_dict().items()}
         network.eval()
+        masks: list[Tensor] = []
+        maps: dict[int, list[Tensor]] = defaultdict(list)
         # a detector with random parts must not shift the training's random numbers
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
@@ -123,21 +153,24 @@ class SyntheticLesionSelection:
                     ImageBatches(self.training, self.batch_size, device),
                     ImageBatches(self.held_out, self.batch_size, device),
                 )
-                maps, masks = [], []
                 for start in range(0, len(self.indices), self.batch_size):
                     numbers = range(start, min(start + self.batch_size, len(self.indices)))
                     images, lesions = zip(*(self.image(number) for number in numbers))
-                    found = network.detect(torch.stack(images).to(device)).anomaly_map.float().cpu()
-                    for number, one, lesion in zip(numbers, found, lesions):
-                        chosen = self._pixels(number, lesion.numel())
-                        maps.append(one.flatten()[chosen])
-                        masks.append(lesion.flatten()[chosen] > 0)
+                    chosen = [self._pixels(number, lesion.numel()) for number, lesion in zip(numbers, lesions)]
+                    masks += [lesion.flatten()[pixels] > 0 for pixels, lesion in zip(chosen, lesions)]
+                    for index, found in enumerate(maps_of(torch.stack(images).to(device))):
+                        found = found.float().cpu()
+                        maps[index] += [one.flatten()[pixels] for pixels, one in zip(chosen, found)]
             finally:
                 network.load_state_dict(before)
-        values = torch.cat(maps)
-        if not bool(torch.isfinite(values).all()):
-            raise InputError("select_by", "an anomaly map is not finite", "Lower the learning rate or switch amp off.")
-        return float(average_precision_score(torch.cat(masks).numpy(), values.numpy()))
+        truth = torch.cat(masks).numpy()
+        figures = []
+        for found in (torch.cat(parts) for parts in maps.values()):
+            if not bool(torch.isfinite(found).all()):
+                problem = "an anomaly map is not finite"
+                raise InputError("select_by", problem, "Lower the learning rate or switch amp off.")
+            figures.append(float(average_precision_score(truth, found.numpy())))
+        return figures
 
     def consider(self, network: AnomalyDetector, stage: str, epoch: int) -> None:
         """Make the network's present state a candidate.

@@ -90,6 +90,10 @@ class StageTrainer(Trainer, ABC):
     def prepare(self) -> None:
         """Before the first step of the stage, and not when a killed run goes on; what it sets is in buffers."""
 
+    def choices(self) -> dict[str, Any]:
+        """What the stage chose for itself, JSON-able, for the detector's description and the report."""
+        return {}
+
     def epoch_completed(self, epoch: int) -> None:
         """After the last step of an epoch, before its validation loss and its checkpoint.
 

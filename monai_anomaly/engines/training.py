@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 from torch import nn
 
 from monai_anomaly.calibration import least_normals
@@ -24,7 +24,7 @@ from .calibration import calibrate, fit_slice_statistics
 from .detector_files import save_detector
 from .inference import raise_for_failures
 from .inferer import StackInferer
-from .selection import selection_named
+from .selection import SyntheticLesionSelection, selection_named
 from .stages import StageTrainer, first_process, train_stages
 from .training_data import ImageBatches, TrainingData
 
@@ -56,6 +56,8 @@ class DetectorTraining:
         select_by: ``"synthetic_lesions"``: of the states after every ``val_interval`` epochs of the last stage, the
             one whose maps find synthetic lesions in the validation normals best (see ``SyntheticLesionSelection``);
             None: the last.
+        map_choices: settings of the trained detector's map to choose from by synthetic lesions in the validation normals
+            (see ``AnomalyDetector.choose_map``); without validation normals, and for None, the network's own stay.
         num_workers: processes that read calibration scans ahead.
         progress: show progress bars.
 
@@ -78,6 +80,7 @@ class DetectorTraining:
         save_interval: int = 1,
         val_interval: int = 1,
         select_by: str | None = None,
+        map_choices: Sequence[Mapping[str, Any]] | None = None,
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -94,6 +97,7 @@ class DetectorTraining:
         self.seed, self.resume = seed, resume
         self.save_interval, self.val_interval = save_interval, val_interval
         self.num_workers, self.progress = num_workers, progress
+        self.map_choices = [dict(choice) for choice in map_choices or ()]
         ensure_writable(self.output_dir)
         self._check_fit()
         self.selection = selection_named(
@@ -177,6 +181,7 @@ class DetectorTraining:
                         k: v for k, v in vars(stage).items() if isinstance(v, bool | int | float | str) and k[0] != "_"
                     },
                     "loss": _plain(getattr(stage, "loss_function", None)),
+                    "transforms": {k: _plain(v) for k, v in vars(stage).items() if isinstance(v, Transform)},
                 }
                 for stage in self.stages
             ],
@@ -210,6 +215,7 @@ class DetectorTraining:
             self.failures += self.data.val_dataset.failures
         if first_process():
             self._fit_statistics()
+            choices = self._choices()
             if self.volume_score == "standardised":
                 fit_slice_statistics(self.network, dataset, self.inferer.batch_size, self.progress)
             self.failures += calibrate(
@@ -218,6 +224,7 @@ class DetectorTraining:
             facts = {
                 **identity,
                 "selection": None if self.selection is None else self.selection.report(),
+                "choices": choices,
                 "split": describe_split(self.data.cohort, self.data.num_workers),
                 "epochs": [stage.state.max_epochs for stage in self.stages],
                 "validation_scans": sorted(self.data.val_dataset.hashes if self.data.cohort.validation else []),
@@ -243,6 +250,21 @@ class DetectorTraining:
             )
             logger.info(f"the detector is in {models}")
         return history
+
+    def _choices(self) -> dict[str, Any]:
+        """What was chosen by synthetic lesions in validation normals: by the stages, and the settings of the map."""
+        choices = {name: value for stage in self.stages for name, value in stage.choices().items()}
+        if not self.map_choices:
+            return choices
+        held_out = self.data.held_out
+        if held_out is None or not len(held_out):
+            logger.warning("no validation normals: the map keeps its own settings (--validation_fraction 0.1)")
+            return choices
+        lesions = SyntheticLesionSelection(held_out, self.data.train_dataset, self.inferer.batch_size)
+        rows = lesions.choose_map(self.network, self.map_choices)
+        best = next(row for row in rows if row["chosen"])
+        logger.info(f"settings of the map that find synthetic lesions best: {best}")
+        return {**choices, "map": rows, "pixel_ap_of_chance": lesions.lesion_share}
 
     @torch.no_grad()
     def _fit_statistics(self) -> None:

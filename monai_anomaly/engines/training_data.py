@@ -31,10 +31,13 @@ class TrainingData:
             but the calibration.
         stratify_by: keys of the cohort's items; each combination of their values is drawn from alike.
         seed: chooses the patients, and the order under several processes.
-        image_size: see ``ScanPreprocessing``, as for the next four.
+        image_size: see ``ScanPreprocessing``, as for the next seven.
         slice_axis: the axis that volumes are cut along.
         spacing: pixel spacing in mm.
         tiles: patches per slice.
+        percentiles: of the foreground.
+        headroom: above the upper one.
+        least_tissue: of a slice that counts.
         time_point: which volume of a 4-D scan.
         proxy: see ``SliceDataset``, as for the next two.
         slice_transform: random transform of the training slices.
@@ -61,6 +64,9 @@ class TrainingData:
         slice_axis: str = "axial",
         spacing: float | None = None,
         tiles: Sequence[int] = (1, 1),
+        percentiles: Sequence[float] = (0.5, 90.0),
+        headroom: float = 1.6,
+        least_tissue: float = 0.1,
         time_point: int | None = None,
         proxy: Any = None,
         slice_transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
@@ -75,7 +81,9 @@ class TrainingData:
         self.stratify_by, self.seed, self.batch_size = stratify_by, seed, batch_size
         self.proxy, self.slice_transform, self.donors = proxy, slice_transform, donors
         self.cache_dir, self.num_workers, self.progress = cache_dir, num_workers, progress
-        self.preprocessing = ScanPreprocessing(image_size, slice_axis, spacing, tiles, time_point=time_point)
+        self.preprocessing = ScanPreprocessing(
+            image_size, slice_axis, spacing, tiles, percentiles, least_tissue, headroom, time_point
+        )
 
     @cached_property
     def cohort(self) -> Cohort:

@@ -6,6 +6,7 @@ from .common import AdversarialLoss, SquaredErrorLoss
 from .daad import DAADLoss
 from .ddrid import DDRIDLoss
 from .deep_svdd import OneClassLoss, SoftBoundaryLoss
+from .denoising import DenoisingLoss
 from .ganomaly import GANomalyLoss
 from .hfrae import HierarchicalFeatureLoss
 from .itae import RestorationLoss
@@ -15,6 +16,7 @@ __all__ = [
     "AdversarialLoss",
     "DAADLoss",
     "DDRIDLoss",
+    "DenoisingLoss",
     "HierarchicalFeatureLoss",
     "ImageReconstructionLoss",
     "OneClassLoss",

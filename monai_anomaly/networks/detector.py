@@ -4,7 +4,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -116,6 +116,27 @@ class AnomalyDetector(nn.Module, ABC):
             Of the same shapes.
         """
         raise NotImplementedError(f"{type(self).__name__} has no components")
+
+    @torch.jit.unused
+    def candidate_maps(self, image: Tensor, choices: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """The maps of a batch under several settings of the map, which no weight depends on.
+
+        Args:
+            image: shape (B, C, *spatial).
+            choices: arguments of ``choose_map``.
+
+        Returns:
+            One map, shape (B, 1, *spatial), for each choice; the detector stays as it is.
+
+        Raises:
+            NotImplementedError: if the detector's map has no settings.
+        """
+        raise NotImplementedError(f"the map of {type(self).__name__} has no settings to choose from")
+
+    @torch.jit.unused
+    def choose_map(self, choice: Mapping[str, Any]) -> None:
+        """Change settings of the map, by name; ``config`` follows."""
+        raise NotImplementedError(f"the map of {type(self).__name__} has no settings to choose from")
 
     def forward(self, image: Tensor) -> Tensor:
         """The anomaly map of a batch, shape (B, 1, *spatial); see ``detect``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .coarse_noise import *  # noqa: F403
 from .contrast import *  # noqa: F403
 from .erasing import *  # noqa: F403
 from .intensity import *  # noqa: F403

@@ -13,6 +13,7 @@ from .memory import NearestMemory, ShrinkageMemory
 from .resnet import ResNetFeatures, resnet_features
 from .resnet34 import ResNet34Encoder
 from .skip_autoencoder import SkipDecoder
+from .smoothing import GaussianFilter, MedianFilter
 from .unet import TwoConvolutions, UNetDecoder, UNetEncoder
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "EncoderDecoder",
     "Erasing",
     "Frozen",
+    "GaussianFilter",
     "GrayErasing",
     "ScalingErasing",
     "LatentAutoencoder",
     "LatentDiscriminator",
     "LeNetDecoder",
     "LeNetEncoder",
+    "MedianFilter",
     "NearestMemory",
     "RotationErasing",
     "ResNet34Encoder",

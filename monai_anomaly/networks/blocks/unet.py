@@ -66,6 +66,7 @@ class UNetEncoder(nn.Module):
         channels: of each level, from the full size down.
         norm: see ``TwoConvolutions``, as the next.
         act: activation.
+        pool: ``"MAX"`` (Table 10) or ``"AVG"``.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class UNetEncoder(nn.Module):
         channels: Sequence[int] = (64, 128, 256, 512, 512),
         norm: str | tuple | None = "BATCH",
         act: str | tuple | None = "RELU",
+        pool: str = "MAX",
     ) -> None:
         super().__init__()
         self.entrance = TwoConvolutions(spatial_dims, in_channels, channels[0], norm, act)
         self.blocks = nn.ModuleList(
-            nn.Sequential(Pool["MAX", spatial_dims](2), TwoConvolutions(spatial_dims, above, width, norm, act))
+            nn.Sequential(Pool[pool, spatial_dims](2), TwoConvolutions(spatial_dims, above, width, norm, act))
             for above, width in pairwise(channels)
         )
 
@@ -103,13 +105,17 @@ class _UpBlock(nn.Module):
         norm: str | tuple | None,
         act: str | tuple | None,
         upsample: str,
+        skip: bool,
     ) -> None:
         super().__init__()
+        self.skip = skip
         self.up = up_sampling(spatial_dims, in_channels, upsample)
-        self.convolutions = TwoConvolutions(spatial_dims, in_channels + skip_channels, channels, norm, act)
+        width = in_channels + skip_channels if skip else in_channels
+        self.convolutions = TwoConvolutions(spatial_dims, width, channels, norm, act)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convolutions(torch.cat([self.up(x), skip], dim=1))
+        x = self.up(x)
+        return self.convolutions(torch.cat([x, skip], dim=1) if self.skip else x)
 
 
 class UNetDecoder(nn.Module):
@@ -122,6 +128,7 @@ class UNetDecoder(nn.Module):
         norm: see ``TwoConvolutions``, as the next.
         act: activation.
         upsample: see ``up_sampling``.
+        skip: take the encoder's features; False: the last of them alone.
     """
 
     def __init__(
@@ -132,12 +139,13 @@ class UNetDecoder(nn.Module):
         norm: str | tuple | None = "BATCH",
         act: str | tuple | None = "RELU",
         upsample: str = "linear",
+        skip: bool = True,
     ) -> None:
         super().__init__()
         below = [encoder_channels[-1], *channels]
         self.blocks = nn.ModuleList(
-            _UpBlock(spatial_dims, inputs, skip, width, norm, act, upsample)
-            for inputs, skip, width in zip(below, reversed(encoder_channels[:-1]), channels)
+            _UpBlock(spatial_dims, inputs, beside, width, norm, act, upsample, skip)
+            for inputs, beside, width in zip(below, reversed(encoder_channels[:-1]), channels)
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:

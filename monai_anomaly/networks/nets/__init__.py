@@ -6,6 +6,7 @@ from .autoencoder import Autoencoder
 from .daad import DAAD, DAADDiscriminator, DAADGenerator
 from .ddrid import DDRID
 from .deep_svdd import DCAE, DeepSVDD
+from .denoising import DenoisingAutoencoder
 from .ensemble import Ensemble
 from .ganomaly import GANomaly, GANomalyDiscriminator, GANomalyGenerator
 from .hfrae import HFRAE
@@ -22,6 +23,7 @@ __all__ = [
     "DCAE",
     "DDRID",
     "DeepSVDD",
+    "DenoisingAutoencoder",
     "Ensemble",
     "HFRAE",
     "ITAE",

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from monai_anomaly.networks.blocks.encoder_decoder import StridedEncoder
 from monai_anomaly.networks.blocks.features import Frozen, StridedFeatures
 from monai_anomaly.networks.blocks.resnet import RESNETS, resnet_features
+from monai_anomaly.networks.blocks.smoothing import GaussianFilter
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
-__all__ = ["ENCODER_LABELS", "HFRAE", "GaussianFilter", "HierarchicalDecoder", "feature_encoder_of"]
+__all__ = ["ENCODER_LABELS", "HFRAE", "HierarchicalDecoder", "feature_encoder_of"]
 
 # Where the encoder's weights are from; the buffer ``encoder_source`` holds the index.
 ENCODER_LABELS = ("random", "imagenet", "own-encoder")
@@ -115,45 +116,6 @@ class HierarchicalDecoder(nn.Module):
             x = level(x, i > 0)
             rebuilt.append(x)
         return rebuilt[::-1]
-
-
-class GaussianFilter(nn.Module):
-    """G_sigma of Eq. 10: a Gaussian cut at four sigma, its borders mirrored, as scipy's ``gaussian_filter``.
-
-    Args:
-        sigma: standard deviation in pixels; 0 does nothing.
-    """
-
-    def __init__(self, sigma: float) -> None:
-        super().__init__()
-        self.radius = int(4.0 * sigma + 0.5)
-        x = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * (x / sigma) ** 2) if sigma > 0 else torch.ones(1, dtype=torch.float64)
-        self.register_buffer("kernel", (kernel / kernel.sum()).float())
-        self.kernel: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Smooth a map of shape (B, 1, H, W).
-
-        Raises:
-            ValueError: if a side is shorter than four sigma, which cannot be mirrored once.
-        """
-        r = self.radius
-        if r == 0:
-            return x
-        if x.shape[2] < r or x.shape[3] < r:
-            raise ValueError(f"the Gaussian reaches over {r} pixels, the image has {x.shape[2]} x {x.shape[3]}")
-        x = torch.cat([x[..., :r].flip(3), x, x[..., -r:].flip(3)], dim=3)
-        x = torch.matmul(x, self._matrix(x.shape[3] - 2 * r))
-        x = torch.cat([x[:, :, :r].flip(2), x, x[:, :, -r:].flip(2)], dim=2)
-        return torch.matmul(self._matrix(x.shape[2] - 2 * r).t(), x)
-
-    def _matrix(self, size: int) -> Tensor:
-        """Takes size + 2 radius values to the size smoothed ones: on a CPU faster than a convolution of one channel."""
-        device = self.kernel.device
-        tap = torch.arange(size + 2 * self.radius, device=device)[:, None] - torch.arange(size, device=device)
-        inside = (tap >= 0) & (tap <= 2 * self.radius)
-        return self.kernel[tap.clamp(0, 2 * self.radius)] * inside
 
 
 def feature_encoder_of(detector: AnomalyDetector) -> nn.Module:
