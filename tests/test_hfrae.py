@@ -29,8 +29,7 @@ from monai_anomaly.engines import (
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.losses import HierarchicalFeatureLoss
 from monai_anomaly.networks import HFRAE, AnomalyDetector, AnomalyOutput, ProxyAno
-from monai_anomaly.networks.blocks import Frozen, StridedEncoder, StridedFeatures, resnet_features
-from monai_anomaly.networks.blocks import GaussianFilter
+from monai_anomaly.networks.blocks import Frozen, GaussianFilter, StridedEncoder, StridedFeatures, resnet_features
 from monai_anomaly.networks.nets.hfrae import HierarchicalDecoder, feature_encoder_of
 from monai_anomaly.transforms import ScanPreprocessing
 

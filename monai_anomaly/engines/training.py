@@ -56,8 +56,8 @@ class DetectorTraining:
         select_by: ``"synthetic_lesions"``: of the states after every ``val_interval`` epochs of the last stage, the
             one whose maps find synthetic lesions in the validation normals best (see ``SyntheticLesionSelection``);
             None: the last.
-        map_choices: settings of the trained detector's map to choose from by synthetic lesions in the validation normals
-            (see ``AnomalyDetector.choose_map``); without validation normals, and for None, the network's own stay.
+        map_choices: settings of the trained detector's map, to choose from by synthetic lesions in the validation
+            normals (see ``AnomalyDetector.choose_map``); without such normals, and for None, the network's own stay.
         num_workers: processes that read calibration scans ahead.
         progress: show progress bars.
 

@@ -11,9 +11,9 @@ class DenoisingLoss(nn.Module):
     """The error of a reconstruction, its mean over the foreground.
 
     Args:
-        kind: ``"laplace"``: ``|x - y| / b + log b``, the negative log-likelihood of a Laplace law of scale b without its
-            constant, which is least where b is the expected absolute error; ``"gaussian"``: the same of a normal law,
-            ``(x - y)^2 / b^2 + 2 log b`` (Mao et al., Eq. 2, with b the standard deviation); ``"l1"``: ``|x - y|``;
+        kind: ``"laplace"``: ``|x - y| / b + log b``, the negative log-likelihood of a Laplace law of scale b without
+            its constant, which is least where b is the expected absolute error; ``"gaussian"``: the same of a normal
+            law, ``(x - y)^2 / b^2 + 2 log b``, with b the standard deviation (Mao et al.); ``"l1"``: ``|x - y|``;
             ``"l2"``: ``(x - y)^2`` (Kascenas et al.). The last two leave b without a gradient.
 
     Raises:

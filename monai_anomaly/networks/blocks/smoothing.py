@@ -89,4 +89,6 @@ class MedianFilter(nn.Module):
                 for start in range(self.size):
                     shifted.append(wide.narrow(dim, start, x.shape[dim]))
             views = shifted
-        return torch.stack(views, dim=-1).median(dim=-1)[0]
+        # the middle by sorting: ONNX has no median
+        ordered = torch.stack(views, dim=-1).sort(dim=-1)[0]
+        return ordered[..., ordered.shape[-1] // 2]

@@ -138,7 +138,7 @@ class DenoisingAutoencoder(AnomalyDetector):
     @torch.jit.unused
     def candidate_maps(self, image: Tensor, choices: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         """See ``AnomalyDetector.candidate_maps``; the choices are of ``exponent``, ``median_size`` and ``sigma``."""
-        present = {name: self.config["arguments"][name] for name in _MAP}
+        present = self._map_arguments()
         restored, expected = self.expectation(image)
         maps = []
         try:
@@ -159,11 +159,17 @@ class DenoisingAutoencoder(AnomalyDetector):
         unknown = set(choice) - set(_MAP)
         if unknown:
             raise ValueError(f"the map has the arguments {', '.join(_MAP)}, not {', '.join(sorted(unknown))}")
-        arguments = {**self.config["arguments"], **choice}
+        arguments = {**self._map_arguments(), **choice}
         if arguments["exponent"] != 0 and self.error is None:
             raise ValueError("an exponent needs an expected error")
         device = self.gaussian.kernel.device
         self.exponent = float(arguments["exponent"])
         self.median = MedianFilter(int(arguments["median_size"]))
         self.gaussian = GaussianFilter(float(arguments["sigma"])).to(device)
-        self.config["arguments"].update(choice)
+        config: Any = self.config
+        config["arguments"].update(choice)
+
+    @torch.jit.unused
+    def _map_arguments(self) -> dict[str, Any]:
+        config: Any = self.config
+        return {name: config["arguments"][name] for name in _MAP}
