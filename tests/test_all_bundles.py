@@ -24,6 +24,7 @@ pytest_plugins = ["bundle_fixtures"]
 # A small and short training of each bundle, laid over the sizes of its own quickstart.
 TINY: dict[str, dict[str, Any]] = {
     "baselines": {"network_def#channels": [4, 8, 8, 8], "max_epochs": 1},
+    "dae": {"network_def#channels": [4, 8], "max_epochs": 1, "batch_size": 8},
     "daad": {
         "network_def#channels": [4, 4, 8, 8],
         "network_def#division_rates": [2, 2, 1],

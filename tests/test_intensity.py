@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms import NormalizeForeground, NormalizeForegroundd, foreground_level, tissue_slices
+from monai_anomaly.transforms import (
+    NormalizeForeground,
+    NormalizeForegroundd,
+    foreground_level,
+    foreground_mask,
+    tissue_slices,
+)
 
 
 def scan(array: np.ndarray, **meta: Any) -> MetaTensor:
@@ -189,3 +195,64 @@ def test_headroom_keeps_a_bright_lesion_from_darkening_the_rest() -> None:
     assert lesion[9, 9, 5] > lesion[same].max()
     with pytest.raises(ValueError, match="headroom"):
         NormalizeForeground(headroom=0.5)
+
+
+def computed_tomography(padding: float | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A body with a lesion in air, (1, 64, 64, 10), padded outside the round field of view; where each of them is."""
+    x, y, z = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5, np.arange(10), indexing="ij")
+    radius, random = np.hypot(x, y), np.random.default_rng(1)
+    values = -1000 + random.normal(0, 10, x.shape)
+    body = radius < 24
+    values[body] = 40 + random.normal(0, 10, int(body.sum()))
+    lesion = (np.abs(x + 0.5) < 3) & (np.abs(y - 9) < 3) & (np.abs(z - 5) < 2)
+    values[lesion] = 110
+    values = values.round()
+    if padding is not None:
+        values[radius > 31] = padding
+    parts = {"lesion": lesion, "tissue": body & ~lesion, "air": ~body & (radius <= 31), "padding": radius > 31}
+    tensors = {name: torch.from_numpy(part[None]) for name, part in parts.items()}
+    return torch.from_numpy(values[None].astype(np.float32)), tensors
+
+
+@pytest.mark.parametrize("padding", [-1000, -1024, -2000, -3024, -32768, 32767, 65535])
+def test_padding_outside_the_field_of_view_changes_nothing(padding: float) -> None:
+    plain, parts = computed_tomography(None)
+    padded, _ = computed_tomography(padding)
+    transform = NormalizeForeground(0.5, 90.0, headroom=1.6)
+    expected, found = transform(plain).as_tensor(), transform(padded).as_tensor()
+    for name in ("lesion", "tissue", "air"):
+        torch.testing.assert_close(found[parts[name]], expected[parts[name]], rtol=0, atol=1e-3)
+    assert (found[parts["padding"]] == 0).all()
+    mask = foreground_mask(padded[0])[None]
+    assert torch.equal(mask, parts["lesion"] | parts["tissue"])
+
+
+@pytest.mark.parametrize("outlier", [-32768.0, -5000.0, 32767.0])
+def test_one_wild_voxel_changes_nothing(outlier: float) -> None:
+    random = np.random.default_rng(0)
+    brain = np.zeros((1, 32, 32, 16), np.float32)
+    brain[:, 6:26, 6:26] = random.normal(600, 100, (1, 20, 20, 16)).clip(200, 1000)
+    brain = brain.round()
+    wild = brain.copy()
+    wild[0, 0, 0, 0] = outlier
+    transform = NormalizeForeground(0.5, 90.0, headroom=1.6)
+    expected, found = transform(torch.from_numpy(brain)), transform(torch.from_numpy(wild))
+    torch.testing.assert_close(found[0, 1:].as_tensor(), expected[0, 1:].as_tensor(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("fill", [-1000.0, -2000.0, 0.0])
+def test_a_stripped_brain_keeps_its_fill_as_background(fill: float) -> None:
+    values = torch.full((32, 32, 8), fill)
+    values[8:24, 8:24] = torch.randn((16, 16, 8), generator=torch.Generator().manual_seed(0)).mul(10).add(30).round()
+    assert torch.equal(foreground_mask(values), values != fill) or fill == 0.0
+    assert foreground_mask(values)[8:24, 8:24].float().mean() > 0.95
+
+
+@given(padding=st.floats(-30000, -3000), width=st.integers(1, 6))
+@settings(max_examples=25, deadline=None)
+def test_a_padded_frame_changes_nothing_inside(padding: float, width: int) -> None:
+    plain, _ = computed_tomography(None)
+    framed = torch.nn.functional.pad(plain, (0, 0, width, width, width, width), value=padding)
+    transform = NormalizeForeground(0.5, 90.0, headroom=1.6)
+    inside = transform(framed).as_tensor()[:, width:-width, width:-width]
+    torch.testing.assert_close(inside, transform(plain).as_tensor(), rtol=0, atol=1e-3)

@@ -55,14 +55,14 @@ def picture_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, f
 
     Returns:
         ``mean`` and ``standard_deviation`` over all channels and voxels, in the scan's unit; ``foreground_area``, the
-        share of voxels whose mean over channels exceeds ``foreground_level``, in [0, 1]; ``sharpness``, the variance of
+        share of voxels whose mean over channels lies in ``foreground_mask``, in [0, 1]; ``sharpness``, the variance of
         the Laplacian over that of the intensities, of the mean over channels (a change of contrast does not change it);
         ``file_size`` in bytes, of all channels' files; ``slice_position``, what the item says, else of a volume of one
         slice its place along the slice's normal in mm, else None.
     """
     from scipy.ndimage import laplace
 
-    from monai_anomaly.transforms import foreground_level
+    from monai_anomaly.transforms import foreground_mask
 
     values = scan.as_tensor().double()
     gray = values.mean(dim=0)
@@ -72,7 +72,7 @@ def picture_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, f
     return {
         "mean": float(values.mean()),
         "standard_deviation": float(values.std(correction=0)),
-        "foreground_area": float((gray > foreground_level(gray)).double().mean()),
+        "foreground_area": float(foreground_mask(gray).double().mean()),
         "sharpness": sharpness,
         "file_size": float(_file_size(item["image"])),
         "slice_position": _slice_position(scan, item),

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from monai_anomaly.data.slices import ScanDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
-from monai_anomaly.transforms import ScanPreprocessing, foreground_level
+from monai_anomaly.transforms import ScanPreprocessing, foreground_mask
 
 __all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader", "set_memory_format"]
 
@@ -114,9 +114,9 @@ def misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
 
 
 def foreground_of(scan: MetaTensor) -> np.ndarray:
-    """Where a scan holds tissue, shape (X, Y, Z), bool: any channel above its level."""
+    """Where a scan holds tissue, shape (X, Y, Z), bool: in any channel."""
     channels = scan.as_tensor()
-    return np.any([(channel > foreground_level(channel)).numpy() for channel in channels], axis=0)
+    return np.any([foreground_mask(channel).numpy() for channel in channels], axis=0)
 
 
 def set_memory_format(network: nn.Module, layout: torch.memory_format) -> None:

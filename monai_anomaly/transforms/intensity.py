@@ -19,15 +19,28 @@ __all__ = [
     "NormalizeForegroundDict",
     "NormalizeForegroundd",
     "foreground_level",
+    "foreground_mask",
 ]
+
+
+# Below zero a fill this far below all else, in units of the range of all else, is padding.
+_PADDING_GAP = 0.25
+# Fewer voxels than this share are outliers, whatever surrounds them.
+_OUTLIERS = 0.001
+# More of all else than this near its lower end is a background of its own.
+_BACKGROUND = 0.2
+# Air in Hounsfield units.
+_AIR = (-1100.0, -900.0)
+# Scanners and converters fill with the ends of 16 bits.
+_LARGEST_16_BIT = (32767.0, 65535.0)
 
 
 def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
     """The intensity above which a voxel counts as tissue: ``low + fraction * (high - low)``.
 
     ``low`` is the least value and ``high`` the 99th percentile. It holds for MR (background near 0), for CT in
-    Hounsfield units (air is the least value) and for pictures on a black ground; where there is no background at all,
-    nearly everything is foreground.
+    Hounsfield units (air is the least value) and for 2-D images on a black ground; where there is no background at all,
+    nearly everything is foreground. Neither is taken from padding (see ``foreground_mask``).
 
     Args:
         channel: any shape, finite.
@@ -36,9 +49,54 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
     Returns:
         The level, in the intensities' own unit.
     """
-    values = channel.detach().cpu().numpy()
+    values = channel.detach().cpu().numpy().ravel()
+    ceiling = _ceiling(values)
+    if ceiling is not None:
+        values = values[values < ceiling]
     low, high = float(values.min()), float(np.percentile(values, 99))
+    if low < 0:  # magnitude images have none
+        above = values[values > low]
+        if above.size:
+            first, last = (float(v) for v in np.percentile(above, [1, 99]))
+            background = float(np.mean(above <= first + 0.1 * (last - first)))
+            rare = 1 - above.size / values.size < _OUTLIERS
+            is_padding = rare or background > _BACKGROUND or _AIR[0] <= first <= _AIR[1]
+            if first - low > _PADDING_GAP * (last - first) > 0 and is_padding:
+                low, high = first, last
     return low + fraction * (high - low)
+
+
+def foreground_mask(channel: torch.Tensor, fraction: float = 0.1) -> torch.Tensor:
+    """Where a channel holds tissue: above ``foreground_level``, and no padding.
+
+    Padding is what a scanner or converter writes outside the field of view. Below air it is recognised by the gap: a
+    negative least value, further below the 1st percentile of all other values than a quarter of their range. Such a
+    value is passed over where it is rare (an outlier), or where the others have a background of their own, such as
+    air; a brain on a fill of -1000 keeps it as its background. Above tissue padding is a 16-bit maximum, 32767 or 65535, that at least
+    1 % of the voxels have and that lies further above the 99th percentile of the others than their range.
+
+    Args:
+        channel: any shape, finite.
+        fraction: see ``foreground_level``.
+
+    Returns:
+        The same shape, bool.
+    """
+    mask = channel > foreground_level(channel, fraction)
+    ceiling = _ceiling(channel.detach().cpu().numpy().ravel())
+    return mask if ceiling is None else mask & (channel < ceiling)
+
+
+def _ceiling(values: np.ndarray) -> float | None:
+    """The value of padding above tissue; None where there is none."""
+    largest = float(values.max())
+    if largest not in _LARGEST_16_BIT:
+        return None
+    below = values[values < largest]
+    if not below.size or below.size > 0.99 * values.size:
+        return None
+    low, high = float(below.min()), float(np.percentile(below, 99))
+    return largest if largest - high > high - low > 0 else None
 
 
 class NormalizeForeground(InvertibleTransform):
@@ -91,7 +149,8 @@ class NormalizeForeground(InvertibleTransform):
         for c in range(img.shape[0]):
             channel = img[c].as_tensor()
             level = foreground_level(channel, self.fraction)
-            tissue = channel[channel > level]
+            inside = foreground_mask(channel, self.fraction)
+            tissue = channel[inside]
             low, high = (
                 (float(v) for v in np.percentile(tissue.cpu().numpy(), [self.lower, self.upper]))
                 if tissue.numel()
@@ -104,6 +163,7 @@ class NormalizeForeground(InvertibleTransform):
                 )
             high = low + (high - low) * self.headroom
             scaled[c] = (channel.float() - low) / (high - low)
+            scaled[c][(channel > level) & ~inside] = 0.0  # padding above tissue is background
             ranges.append((low, high))
             # All that is clipped at 0 lies with the background, which would else stand above a negative level.
             levels.append(max(0.0, (level - low) / (high - low)) if self.clip else (level - low) / (high - low))
