@@ -72,8 +72,9 @@ def foreground_mask(channel: torch.Tensor, fraction: float = 0.1) -> torch.Tenso
     Padding is what a scanner or converter writes outside the field of view. Below air it is recognised by the gap: a
     negative least value, further below the 1st percentile of all other values than a quarter of their range. Such a
     value is passed over where it is rare (an outlier), or where the others have a background of their own, such as
-    air; a brain on a fill of -1000 keeps it as its background. Above tissue padding is a 16-bit maximum, 32767 or 65535, that at least
-    1 % of the voxels have and that lies further above the 99th percentile of the others than their range.
+    air; a brain on a fill of -1000 keeps it as its background. Above tissue padding is a 16-bit maximum, 32767 or
+    65535, that at least 1 % of the voxels have and that lies further above the 99th percentile of the others than
+    their range.
 
     Args:
         channel: any shape, finite.
