@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_anomaly.data import load_cohort, load_mask
+from monai_anomaly.data import ScanPreprocessing, load_cohort
 from monai_anomaly.engines import StackInferer, calibrate, load_detector, scan_loader
+from monai_anomaly.io import load_mask
 from monai_anomaly.metrics import PixelMetrics
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
-from monai_anomaly.transforms import ScanPreprocessing
 
 MAPS = ("raw", "logp", "zscore")
 KEYS = ("auroc", "ap", "aupro", "best_dice", "prevalence")

@@ -26,11 +26,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from monai_anomaly.data import load_cohort
+from monai_anomaly.data import ScanPreprocessing, load_cohort
 from monai_anomaly.engines import HFRAETrainer, fill_encoder, still_improving, train_stages
 from monai_anomaly.metrics import PixelMetrics, RegionOverlap, image_metrics
 from monai_anomaly.networks import HFRAE
-from monai_anomaly.transforms import ScanPreprocessing
 
 
 class Pictures(Dataset):

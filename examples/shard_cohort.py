@@ -21,7 +21,7 @@ from typing import Any
 
 from monai_anomaly.data import load_cohort
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.writers.atomic import atomic_path
+from monai_anomaly.io.atomic import atomic_path
 
 
 def split(source: Path, folder: Path, count: int, patient_regex: str | None = None) -> list[Path]:

@@ -21,7 +21,7 @@ from monai.data import DataLoader
 from monai.networks.nets import PatchDiscriminator
 from monai.utils import set_determinism
 
-from monai_anomaly.data import Cohort, SliceDataset, load_cohort, load_mask
+from monai_anomaly.data import Cohort, ScanPreprocessing, SliceDataset, load_cohort
 from monai_anomaly.engines import (
     ImageReconstructionTrainer,
     ProxyExtractionTrainer,
@@ -33,9 +33,10 @@ from monai_anomaly.engines import (
     still_improving,
     train_stages,
 )
+from monai_anomaly.io import load_mask
 from monai_anomaly.metrics import PixelMetrics, image_metrics
 from monai_anomaly.networks import AnomalyDetector, IntensityThreshold, ProxyAno
-from monai_anomaly.transforms import RandPseudoAbnormalProxyd, ScanPreprocessing, SuperpixelImage
+from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SuperpixelImage
 
 # Table IV: memory, proxy bridge, repairing loss. Row 8 is row 7 with the latent score.
 ROWS: dict[int, dict[str, Any]] = {

@@ -14,11 +14,12 @@ _ROOMS = (
     "data",
     "engines",
     "exceptions",
+    "io",
     "losses",
     "metrics",
     "networks",
+    "report",
     "transforms",
-    "writers",
 )
 __all__ = ["__version__", *_ROOMS]
 

@@ -27,7 +27,7 @@ def write_bundles(destination: Path) -> list[Path]:
     Raises:
         InputError: if one of them is there already, or the folder cannot be written to.
     """
-    from monai_anomaly.writers.atomic import ensure_writable
+    from monai_anomaly.io.atomic import ensure_writable
 
     ensure_writable(destination)
     written = []

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter, label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from monai_anomaly.calibration import conformal_quantile
-from monai_anomaly.writers.evaluation import (
+from monai_anomaly.report.evaluation import (
     CaseResult,
     CaseSlice,
     CohortSide,

@@ -20,9 +20,10 @@ from monai_anomaly.__main__ import main
 from monai_anomaly.benchmarks import load_methods, speed, speed_cli, speed_cohort, speed_growth
 from monai_anomaly.benchmarks.pictures import PictureDataset
 from monai_anomaly.benchmarks.speed_tables import render_speed
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms import ScanPreprocessing, SuperpixelImage
+from monai_anomaly.transforms import SuperpixelImage
 
 TINY = ["--size", "64", "--batches", "1", "--repeats", "1"]
 

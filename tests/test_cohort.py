@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from monai_anomaly.data import content_hash
 from monai_anomaly.data.cohort import Cohort, _hold_out, load_cohort, write_datalist
-from monai_anomaly.data.reference_masks import load_mask
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms.load import LoadScan
+from monai_anomaly.io import content_hash
+from monai_anomaly.io.load import LoadScan
+from monai_anomaly.io.reference_masks import load_mask
 
 SIDES = ("training", "calibration", "test")
 pytestmark = pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import load_detector, save_detector
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import ProxyAno
-from monai_anomaly.transforms import ScanPreprocessing
 
 PREPROCESSING: dict[str, Any] = {
     "image_size": (32, 48),

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 from scipy.spatial.transform import Rotation
 
-from monai_anomaly.data.dicom import DICOMSeriesReader, is_dicom_file, is_dicom_folder
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms.load import LoadScan
+from monai_anomaly.io.dicom import DICOMSeriesReader, is_dicom_file, is_dicom_folder
+from monai_anomaly.io.load import LoadScan
 
 RNG = np.random.default_rng(11)
 AXES = Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix()  # columns: along a row, along a column, normal (LPS)

@@ -12,6 +12,7 @@ import torch
 from bundle_runs import table
 
 from monai_anomaly.calibration import ScanTail
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import (
     CohortEvaluator,
     StackInferer,
@@ -23,7 +24,6 @@ from monai_anomaly.engines import (
 )
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, Autoencoder, Ensemble, IntensityThreshold, ZScore
-from monai_anomaly.transforms import ScanPreprocessing
 
 SIZE = (16, 16)
 GRID = ScanPreprocessing(image_size=SIZE)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_anomaly import networks
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import (
     EncoderAutoencoder,
     EncoderPretrainingTrainer,
@@ -31,7 +32,6 @@ from monai_anomaly.losses import HierarchicalFeatureLoss
 from monai_anomaly.networks import HFRAE, AnomalyDetector, AnomalyOutput, ProxyAno
 from monai_anomaly.networks.blocks import Frozen, GaussianFilter, StridedEncoder, StridedFeatures, resnet_features
 from monai_anomaly.networks.nets.hfrae import HierarchicalDecoder, feature_encoder_of
-from monai_anomaly.transforms import ScanPreprocessing
 
 # The whole networks have 11,689,512 and 68,883,240 parameters (torchvision's documentation); less fc and layer4.
 STAGES = {

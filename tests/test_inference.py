@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monai_anomaly.calibration import ScanTail
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import CohortEvaluator, StackInferer, calibrate, scan_loader
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import (
@@ -32,7 +33,6 @@ from monai_anomaly.networks import (
     MemAE,
     ProxyAno,
 )
-from monai_anomaly.transforms import ScanPreprocessing
 
 GRID = ScanPreprocessing(image_size=SHAPE[:2])  # heads of even seed are not resampled
 

@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms.load import LoadScan, LoadScanD, LoadScand, LoadScanDict, scan_suffix
+from monai_anomaly.io.load import LoadScan, LoadScanD, LoadScand, LoadScanDict, scan_suffix
 
 RNG = np.random.default_rng(7)
 OBLIQUE = np.array(

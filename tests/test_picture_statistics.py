@@ -15,7 +15,7 @@ from scipy.stats import mannwhitneyu
 
 from monai_anomaly.data import confounds, load_cohort, picture_statistics
 from monai_anomaly.data.picture_statistics import PICTURE_STATISTICS
-from monai_anomaly.transforms import LoadScan
+from monai_anomaly.io import LoadScan
 
 
 def rows(normal: Any, abnormal: Any, patients: Any = None) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_anomaly.transforms import NormalizeForeground, ScanPreprocessing, SliceGrid, tissue_slices
+from monai_anomaly.data import ScanPreprocessing
+from monai_anomaly.transforms import NormalizeForeground, SliceGrid, tissue_slices
 
 
 def write_head(path: Path, affine: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -36,8 +36,8 @@ from monai_anomaly.data.published import (
 )
 from monai_anomaly.data.published.fundus import patch_borders
 from monai_anomaly.data.published.layout import one_class_problem
-from monai_anomaly.data.published.picture_files import natural_key, read_mask, read_picture
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import natural_key, read_mask, read_picture
 
 RNG = np.random.default_rng(0)
 

@@ -46,8 +46,8 @@ from monai_anomaly.data.published import (
 from monai_anomaly.data.published.archives import unpack
 from monai_anomaly.data.published.cifar import read_batch
 from monai_anomaly.data.published.idx import read_idx
-from monai_anomaly.data.published.picture_files import list_pictures, read_picture
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, read_picture
 
 NATURAL = {
     "btad": BTAD,

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from monai_anomaly.data import load_mask
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms import LoadScan
+from monai_anomaly.io import LoadScan, load_mask
 
 AFFINE = np.array([[-0.9, 0.1, 0.4, 30], [0.2, 1.4, -0.3, -71], [0.1, 0.2, 2.9, 12], [0, 0, 0, 1.0]])
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from monai_anomaly.calibration import FACTS, ConformalCalibration, ScanTail, drift_report
-from monai_anomaly.engines.report_contents import (
+from monai_anomaly.metrics import LesionDetection, bootstrap_intervals, by_group, scan_statistics
+from monai_anomaly.report.contents import (
     cohort_sides,
     drift_checks,
     froc_curves,
@@ -20,8 +21,7 @@ from monai_anomaly.engines.report_contents import (
     lesion_tables,
     lesion_thresholds,
 )
-from monai_anomaly.metrics import LesionDetection, bootstrap_intervals, by_group, scan_statistics
-from monai_anomaly.writers.evaluation import Estimate
+from monai_anomaly.report.evaluation import Estimate
 
 
 def calibrated(patients: int) -> ConformalCalibration:

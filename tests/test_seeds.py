@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from bundle_runs import detect
 
-from monai_anomaly.engines.seeds import read_evaluations, seed_spreads
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.report.seeds import read_evaluations, seed_spreads
 
 pytest_plugins = ["bundle_fixtures"]
 

@@ -11,10 +11,9 @@ from types import ModuleType
 import pytest
 
 from monai_anomaly.benchmarks.speed_cohort import simulated_cohort
-from monai_anomaly.data import ScanDataset, load_cohort
+from monai_anomaly.data import ScanDataset, ScanPreprocessing, load_cohort
 from monai_anomaly.engines import CohortEvaluator, scan_loader
 from monai_anomaly.networks import IntensityThreshold
-from monai_anomaly.transforms import ScanPreprocessing
 
 PATH = Path(__file__).parents[1] / "examples" / "shard_cohort.py"
 

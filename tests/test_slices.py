@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anomaly.data import ScanDataset, SliceDataset
+from monai_anomaly.data import ScanDataset, ScanPreprocessing, SliceDataset
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.transforms import RandPseudoAbnormalProxyd, ScanPreprocessing, SmoothPatches
+from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SmoothPatches
 
 # scan -> first and last + 1 of its slices with tissue
 TISSUE = {"a": (3, 9), "b": (2, 6), "c": (5, 12)}

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from monai_anomaly.data import Cohort, ScanDataset, SliceDataset
+from monai_anomaly.data import Cohort, ScanDataset, ScanPreprocessing, SliceDataset
 from monai_anomaly.engines import (
     CohortEvaluator,
     ImageReconstructionTrainer,
@@ -32,13 +32,7 @@ from monai_anomaly.engines import (
 )
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput, ProxyAno
-from monai_anomaly.transforms import (
-    RandPseudoAbnormalProxyd,
-    ScanPreprocessing,
-    SuperpixelImage,
-    VolumeGrid,
-    VolumeGridd,
-)
+from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SuperpixelImage, VolumeGrid, VolumeGridd
 
 pytest_plugins = ["bundle_fixtures"]
 

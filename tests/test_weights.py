@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_anomaly.data import PUBLISHED_WEIGHTS, download_weights, fitting_weights, read_weights
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io import PUBLISHED_WEIGHTS, download_weights, fitting_weights, read_weights
 
 
 def encoder_state() -> dict[str, Tensor]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from monai_anomaly.data.weights import fitting_weights, read_weights
 from monai_anomaly.engines import StageTrainer
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.weights import fitting_weights, read_weights
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 
 __all__ = ["CoresetPeer", "FeaturePeer", "FeaturePeerTrainer", "random_backbones"]

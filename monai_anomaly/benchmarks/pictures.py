@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from monai_anomaly.data.published import Pictures
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.transforms import NormalizeForeground
 
 __all__ = [
     "PictureDataset",
@@ -147,8 +148,6 @@ class PictureReader:
         elif image.shape[0] != self.channels:
             image = image.expand(self.channels, -1, -1)
         if self.scaling == "foreground":
-            from monai_anomaly.transforms import NormalizeForeground
-
             image = NormalizeForeground(0.5, 90.0, headroom=1.6)(image).as_tensor()
         else:
             if self.full_scale is None:

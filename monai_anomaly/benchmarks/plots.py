@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path
 
 __all__ = ["KINDS", "draw"]
 
@@ -43,7 +44,6 @@ def draw(folder: Path, results: Sequence[Mapping[str, Any]], kind: str, out: Pat
     figures, nothing = KINDS[kind](folder, list(results))
     if not figures:
         raise InputError(folder, f"no {kind} figure can be drawn: {nothing}", "See docs/benchmarks.md.")
-    from monai_anomaly.writers.atomic import atomic_path
 
     paths = []
     for name, figure in figures.items():

@@ -26,6 +26,7 @@ from monai_anomaly.data.published import PUBLISHED_SETS, Problem, PublishedSet
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.engines import still_improving
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path, ensure_writable
 from monai_anomaly.metrics import auroc
 
 from .machine import checked_device, hardware
@@ -192,8 +193,6 @@ class BenchmarkRun:
             What came of it. A unit that fails is listed and stops no other.
         """
         from tqdm import tqdm
-
-        from monai_anomaly.writers.atomic import ensure_writable
 
         ensure_writable(self.out)
         outcome = Outcome()
@@ -437,8 +436,6 @@ class _Tracked:
                 self.curve = saved["curve"]
 
     def add(self, epoch: int, value: float | None) -> None:
-        from monai_anomaly.writers.atomic import atomic_path
-
         self.curve = [*(point for point in self.curve if point["epoch"] < epoch), {"epoch": epoch, "auroc": value}]
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps({"unit": self.digest, "curve": self.curve}), encoding="utf-8")

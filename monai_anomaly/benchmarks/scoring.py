@@ -11,6 +11,7 @@ import torch
 
 from monai_anomaly.calibration import least_normals
 from monai_anomaly.data.published import Pictures
+from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.metrics import (
     PixelMetrics,
     auroc,
@@ -180,8 +181,6 @@ def save_scores(path: Path, found: TestScores, pictures: Pictures) -> None:
         found: the scores.
         pictures: the test side.
     """
-    from monai_anomaly.writers.atomic import atomic_path
-
     columns: dict[str, np.ndarray] = {
         "names": np.array([str(name) for name in pictures.names]),
         "labels": pictures.labels.astype(np.int8),
@@ -210,8 +209,6 @@ def save_shown(
         scores: of each picture.
         count: pictures of each of the four kinds.
     """
-    from monai_anomaly.writers.atomic import atomic_path
-
     chosen: list[int] = []
     for label in (0, 1):
         places = np.flatnonzero(pictures.labels == label)

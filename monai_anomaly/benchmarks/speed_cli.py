@@ -80,7 +80,7 @@ def run_speed(given: argparse.Namespace) -> int:
     """
     import torch
 
-    from monai_anomaly.writers.atomic import atomic_path, ensure_writable
+    from monai_anomaly.io.atomic import atomic_path, ensure_writable
 
     from .speed_tables import render_speed
 

@@ -102,16 +102,15 @@ def timed_parts(
 
 
 def _inference_parts() -> dict[str, list[tuple[Any, str]]]:
-    from monai_anomaly.engines import CohortEvaluator, StackInferer
-    from monai_anomaly.transforms import ScanPreprocessing
-    from monai_anomaly.writers import case, overview
+    from monai_anomaly.data import ScanPreprocessing
+    from monai_anomaly.engines import CohortEvaluator, StackInferer, inference
 
     return {
         "loading": [(ScanPreprocessing, "load")],
         "transforms": [(ScanPreprocessing, name) for name in ("stack", "tissue", "to_scan", "change_to_scan")],
         "network": [(StackInferer, "__call__")],
-        "writing": [(case, "write_case"), (CohortEvaluator, "_write_tables")],
-        "pictures": [(overview, "draw_overview"), (CohortEvaluator, "finish")],
+        "writing": [(inference, "write_case"), (CohortEvaluator, "_write_tables")],
+        "pictures": [(inference, "draw_overview"), (CohortEvaluator, "finish")],
     }
 
 
@@ -128,8 +127,8 @@ def cohort_call(
         device: where it runs.
         report: also end with the report.
     """
+    from monai_anomaly.data import ScanPreprocessing
     from monai_anomaly.engines import CohortEvaluator, scan_loader
-    from monai_anomaly.transforms import ScanPreprocessing
 
     network, preprocessing = network_of(contenders([name])[name], size), ScanPreprocessing((size, size))
     turn = 0
@@ -210,8 +209,8 @@ def volume_seconds(
         slices: of the volume.
         repeats: rounds; before each contender's first one slice warms up.
     """
+    from monai_anomaly.data import ScanPreprocessing
     from monai_anomaly.engines import StackInferer
-    from monai_anomaly.transforms import ScanPreprocessing
 
     clock, inferer = clock_of(device), StackInferer()
     with tempfile.TemporaryDirectory() as name:
@@ -301,8 +300,9 @@ def proxy_speed(scans: int = 4, slices: int = 12, size: int = 256, workers: int 
     Returns:
         ``seconds`` of both on the clock, by round; the speed-up with its range; ``target``.
     """
+    from monai_anomaly.data import ScanPreprocessing
     from monai_anomaly.data.slices import SliceDataset
-    from monai_anomaly.transforms import ScanPreprocessing, SuperpixelImage
+    from monai_anomaly.transforms import SuperpixelImage
 
     preprocessing, proxy = ScanPreprocessing((size, size)), SuperpixelImage()
     with tempfile.TemporaryDirectory() as name:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-
-from .content import shown_digest
+from monai_anomaly.io.content import shown_digest
+from monai_anomaly.io.dicom import is_dicom_folder
+from monai_anomaly.io.load import scan_suffix
+from monai_anomaly.io.tables import write_json
 
 if TYPE_CHECKING:
     pass
@@ -110,8 +112,6 @@ def load_cohort(
         P. Bergmann et al., "MVTec AD: A comprehensive real-world dataset for unsupervised anomaly detection", CVPR
         2019, for its layout.
     """
-    from monai_anomaly.data.dicom import is_dicom_folder
-
     _check_fraction("calibration_fraction", calibration_fraction)
     _check_fraction("validation_fraction", validation_fraction)
     keys = (stratify_by,) if isinstance(stratify_by, str) else tuple(stratify_by or ())
@@ -181,8 +181,6 @@ def write_datalist(
     Raises:
         InputError: as :func:`load_cohort` does, or where ``test_fraction`` is given for a folder with a test side.
     """
-    from monai_anomaly.writers.tables import write_json
-
     _check_fraction("calibration_fraction", calibration_fraction)
     _check_fraction("test_fraction", test_fraction)
     keys = (stratify_by,) if isinstance(stratify_by, str) else tuple(stratify_by or ())
@@ -235,8 +233,6 @@ def _check_fraction(option: str, fraction: float) -> None:
 
 def _find_scans(folder: Path) -> list[Path]:
     """All scans below a folder, sorted; a folder with DICOM files is one. Hidden files and folders are passed over."""
-    from monai_anomaly.data.dicom import is_dicom_folder
-    from monai_anomaly.transforms.load import scan_suffix
 
     def refuse(error: OSError) -> None:
         raise InputError(error.filename, f"the folder cannot be read ({error.strerror})", "Check its permissions.")
@@ -299,8 +295,6 @@ def _masked(folder: Path, masks: Path, ending: str) -> list[Item]:
 
 def _stem(path: Path) -> str:
     """The name without its scan suffix."""
-    from monai_anomaly.transforms.load import scan_suffix
-
     return path.name.removesuffix(scan_suffix(path))
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from monai_anomaly.transforms import foreground_mask
+
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
@@ -61,8 +63,6 @@ def picture_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, f
         slice its place along the slice's normal in mm, else None.
     """
     from scipy.ndimage import laplace
-
-    from monai_anomaly.transforms import foreground_mask
 
     values = scan.as_tensor().double()
     gray = values.mean(dim=0)

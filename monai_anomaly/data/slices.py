@@ -14,8 +14,8 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.content import content_hash
 
-from .content import content_hash
 from .proxy_cache import ArrayCache
 
 __all__ = ["ScanDataset", "SliceDataset", "describe_failure"]

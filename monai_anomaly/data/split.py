@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.content import shown_digest
 
 from .cohort import SIDES, STRATA, Cohort
-from .content import shown_digest
 
 __all__ = ["describe_split", "seen_scans"]
 

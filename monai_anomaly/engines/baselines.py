@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, IntensityThreshold, ZScore
-from monai_anomaly.transforms import ScanPreprocessing
 
 from .calibration import calibrate, fit_slice_statistics
 from .detector_files import load_detector, save_detector

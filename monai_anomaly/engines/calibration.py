@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from monai_anomaly.calibration import ConformalCalibration, PlaceSums, ScanTail, scan_facts
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.transforms import ScanPreprocessing
 
 from .inferer import StackInferer, device_of, foreground_of, misfit, scan_loader
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from monai_anomaly import networks
+from monai_anomaly import __version__, networks
 from monai_anomaly.calibration import FittedBuffers
-from monai_anomaly.data.content import content_hash
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.split import seen_scans
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path
+from monai_anomaly.io.content import content_hash
+from monai_anomaly.io.tables import write_json
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.transforms import ScanPreprocessing
-from monai_anomaly.writers.atomic import atomic_path
-from monai_anomaly.writers.tables import write_json
 
 __all__ = ["DetectorFiles", "check_unseen", "load_detector", "save_detector"]
 
@@ -52,8 +52,6 @@ def save_detector(
         preprocessing: what its slices were made with.
         training: JSON-able facts on the training (data, hashes, epochs, seed).
     """
-    from monai_anomaly import __version__
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

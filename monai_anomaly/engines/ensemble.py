@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import Ensemble
-from monai_anomaly.transforms import ScanPreprocessing
 
 from .detector_files import load_detector
 

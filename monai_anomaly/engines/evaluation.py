@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monai_anomaly import __version__
 from monai_anomaly.calibration import MaskCleanup
+from monai_anomaly.data.picture_statistics import confounds, picture_statistics
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io import write_csv, write_json
+from monai_anomaly.io.content import shown_digest
 from monai_anomaly.metrics import (
     LESION_COLUMNS,
     LesionDetection,
@@ -31,8 +35,8 @@ from monai_anomaly.metrics import (
 )
 from monai_anomaly.metrics.scans import group_name
 from monai_anomaly.networks import AnomalyDetector
-
-from .report_contents import (
+from monai_anomaly.report import evaluation_json, write_metrics_csv, write_report
+from monai_anomaly.report.contents import (
     cohort_sides,
     detector_settings,
     drift_checks,
@@ -48,12 +52,21 @@ from .report_contents import (
     scan_curves,
     table_figures,
 )
-from .seeds import read_evaluations, seed_spreads
+from monai_anomaly.report.evaluation import (
+    CaseResult,
+    Confounds,
+    DetectorFigures,
+    Estimate,
+    Evaluation,
+    ReportCalibration,
+    ReportMethod,
+)
+from monai_anomaly.report.figures import case_slice
+from monai_anomaly.report.seeds import read_evaluations, seed_spreads
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-    from monai_anomaly.writers.evaluation import Evaluation
 
 __all__ = ["EvaluationRecorder"]
 
@@ -142,10 +155,6 @@ class EvaluationRecorder:
             restoration: (C, X, Y, Z); None for none.
             baselines: by name the map (X, Y, Z) and the score.
         """
-        from monai_anomaly.data.content import shown_digest
-        from monai_anomaly.data.picture_statistics import picture_statistics
-        from monai_anomaly.writers.report_figures import case_slice
-
         kind = scan.meta["scan_kind"]
         affine = None if kind == "picture" else np.asarray(scan.affine, dtype=np.float64)
         rows: list[dict[str, Any]] = []
@@ -215,8 +224,6 @@ class EvaluationRecorder:
             ``decisions`` (of scans, of voxels above the thresholds of the raw map, and of the masks as written, after
             any clean-up, with their ``settings``), ``baselines`` and ``undefined``.
         """
-        from monai_anomaly.data.picture_statistics import confounds
-
         labels, scores, patients = ([row[key] for row in rows] for key in ("label", "anomaly_score", "patient"))
         intervals: dict[str, Any] = {}
         patient_intervals: dict[str, Any] = {}
@@ -290,9 +297,6 @@ class EvaluationRecorder:
             drift: see ``drift_report``.
             metrics: of ``metrics``; None for an inference.
         """
-        from monai_anomaly import __version__
-        from monai_anomaly.writers.evaluation import CaseResult, Evaluation, ReportCalibration, ReportMethod
-
         calibration = self.network.calibration
         threshold = self.score_thresholds[self.name]
         config: Any = self.network.config
@@ -347,8 +351,6 @@ class EvaluationRecorder:
         return "; ".join(parts)
 
     def _tables(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
-        from monai_anomaly.writers.evaluation import Confounds, DetectorFigures, Estimate
-
         columns = metric_columns(metrics, self.thresholds[self.name], self.score_thresholds[self.name])
         intervals = {
             name: {
@@ -414,8 +416,6 @@ class EvaluationRecorder:
         Raises:
             InputError: if an evaluation of ``other_seeds`` is of other scans or settings; all is written by then.
         """
-        from monai_anomaly.writers import evaluation_json, write_csv, write_json, write_metrics_csv, write_report
-
         if self.map_threshold is None:
             (folder / "lesions.csv").unlink(missing_ok=True)
         else:

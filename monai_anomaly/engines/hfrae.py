@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from monai_anomaly.data.weights import download_weights, fitting_weights, read_weights
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.weights import download_weights, fitting_weights, read_weights
 from monai_anomaly.losses import HierarchicalFeatureLoss, SquaredErrorLoss
 from monai_anomaly.networks import HFRAE
 from monai_anomaly.networks.blocks import StridedDecoder, StridedEncoder

@@ -16,11 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_anomaly.calibration import MaskCleanup, check_rate, drift_report, least_normals, scan_facts
-from monai_anomaly.data.reference_masks import load_mask
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import ensure_writable
+from monai_anomaly.io.case import write_case
+from monai_anomaly.io.reference_masks import load_mask
+from monai_anomaly.io.tables import write_csv, write_json
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.transforms import ScanPreprocessing
+from monai_anomaly.report.overview import draw_overview
 
 from .evaluation import EvaluationRecorder
 from .inferer import StackInferer, foreground_of, misfit
@@ -94,8 +98,6 @@ class CohortEvaluator(Evaluator):
         val_handlers: Sequence[Any] | None = None,
         progress: bool = True,
     ) -> None:
-        from monai_anomaly.writers.atomic import ensure_writable
-
         if overview_slices < 0:
             raise ValueError(f"overview_slices is at least 0, got {overview_slices}")
         if mask_rule not in ("family", "voxel"):
@@ -202,9 +204,6 @@ class CohortEvaluator(Evaluator):
         return output
 
     def _score(self, entry: dict[str, Any]) -> dict[str, Any]:
-        from monai_anomaly.writers.case import write_case
-        from monai_anomaly.writers.overview import draw_overview
-
         item, scan, stack = entry["item"], entry["scan"], entry["stack"]
         reference = None
         if self.evaluate and item.get("mask") is not None:
@@ -315,8 +314,6 @@ class CohortEvaluator(Evaluator):
         return "; ".join(part for part in (text, self.cleanup.description) if part)[:79]
 
     def _write_tables(self) -> None:
-        from monai_anomaly.writers.tables import write_csv
-
         highest = self._patient_scores()
         for row in self.rows:
             row["patient_p_value"] = self.network.calibration.patient_p_value(highest[row["patient"]])
@@ -348,8 +345,6 @@ class CohortEvaluator(Evaluator):
         return drift_report(calibration.scores, calibration.facts.values, self._patient_scores(), self.facts, normals)
 
     def _write_drift(self) -> None:
-        from monai_anomaly.writers.tables import write_json
-
         report = self.drift()
         if report is None:
             (self.output_dir / "drift.json").unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import ScanDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
-from monai_anomaly.transforms import ScanPreprocessing, foreground_mask
+from monai_anomaly.transforms import foreground_mask
 
 __all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader", "set_memory_format"]
 

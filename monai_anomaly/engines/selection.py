@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.transforms import RandSyntheticLesion
 
@@ -192,8 +193,6 @@ class SyntheticLesionSelection:
             network: gets the state.
             folder: of the training.
         """
-        from monai_anomaly.writers.tables import write_csv
-
         if self._best is None:
             return  # the last stage has no epoch
         network.load_state_dict(self._best)

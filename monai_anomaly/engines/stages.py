@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path
+from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.report.curves import draw_loss_curves
 
-if TYPE_CHECKING:
-    from .selection import SyntheticLesionSelection
+from .selection import SyntheticLesionSelection
 
 __all__ = ["StageTrainer", "distributed", "first_process", "still_improving", "sum_over_processes", "train_stages"]
 
@@ -329,8 +331,6 @@ class _StagedRun:
                 )
 
     def save(self, stage: int, epoch: int) -> None:
-        from monai_anomaly.writers.atomic import atomic_path
-
         saved = {
             "fingerprint": self.fingerprint,
             "stage": stage,
@@ -421,9 +421,6 @@ class _StagedRun:
                 handler.remove()
 
     def _record(self, trainer: StageTrainer, sums: dict[str, float]) -> None:
-        from monai_anomaly.writers.curves import draw_loss_curves
-        from monai_anomaly.writers.tables import write_csv
-
         steps, epoch = trainer.state.epoch_length, trainer.state.epoch
         last = epoch == trainer.state.max_epochs
         row = {

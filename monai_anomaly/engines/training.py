@@ -13,11 +13,13 @@ from monai.transforms import Compose, Transform
 from torch import nn
 
 from monai_anomaly.calibration import least_normals
-from monai_anomaly.data.content import content_hash
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import ensure_writable
+from monai_anomaly.io.content import content_hash
+from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.transforms import ScanPreprocessing
 
 from .baselines import fit_baselines, forget_baselines
 from .calibration import calibrate, fit_slice_statistics
@@ -84,8 +86,6 @@ class DetectorTraining:
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
-        from monai_anomaly.writers.atomic import ensure_writable
-
         self.network, self.stages, self.data = network, list(stages), data
         self.output_dir = Path(output_dir)
         self.inferer = inferer or StackInferer()
@@ -283,8 +283,6 @@ class DetectorTraining:
             SystemExit: if there are any; the message lists them.
         """
         if first_process():
-            from monai_anomaly.writers.tables import write_csv
-
             listed = self.output_dir / "training" / "failures.csv"
             if self.failures:
                 write_csv(listed, self.failures, ["case", "image", "error"])

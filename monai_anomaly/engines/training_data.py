@@ -12,9 +12,9 @@ import torch.distributed as dist
 from monai.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.cohort import Cohort, check_cohort, load_cohort
 from monai_anomaly.data.slices import SliceDataset
-from monai_anomaly.transforms import ScanPreprocessing
 
 __all__ = ["ImageBatches", "TrainingData"]
 

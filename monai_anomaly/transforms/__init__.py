@@ -1,4 +1,4 @@
-"""Reading, slicing and normalising scans; proxies and pseudo anomalies."""
+"""Slicing and normalising scans; proxies and pseudo anomalies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from .coarse_noise import *  # noqa: F403
 from .contrast import *  # noqa: F403
 from .erasing import *  # noqa: F403
 from .intensity import *  # noqa: F403
-from .load import *  # noqa: F403
-from .preprocessing import *  # noqa: F403
 from .proxies import *  # noqa: F403
 from .pseudo_abnormal import *  # noqa: F403
 from .slice_grid import *  # noqa: F403

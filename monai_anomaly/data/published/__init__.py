@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .base import Pictures, Problem, PublishedSet, RemoteFile
+from .base import Pictures, Problem, PublishedSet
 from .cifar import CIFAR10, CIFAR100
 from .collections import BMAD, MedIAnomaly
 from .digits import Digits
+from .download import RemoteFile
 from .folders import OCT2017, BrainMRI, ChestXray, Endosome, FolderSet
 from .fundus import IDRiD
 from .idx import MNIST, FashionMNIST

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,26 +12,9 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["Pictures", "Problem", "PublishedSet", "RemoteFile", "file_digest"]
+from .download import RemoteFile, fetch, file_digest
 
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as its publisher offers it.
-
-    Args:
-        name: what it is called under the set's folder.
-        url: where it is fetched from; empty where the publisher wants it fetched by hand.
-        sha256: of its content, hexadecimal; empty where none is published.
-        md5: of its content, where that is all that is published.
-        size: bytes; 0 where unknown.
-    """
-
-    name: str
-    url: str = ""
-    sha256: str = ""
-    md5: str = ""
-    size: int = 0
+__all__ = ["Pictures", "Problem", "PublishedSet"]
 
 
 @dataclass(frozen=True)
@@ -200,19 +182,11 @@ class PublishedSet(ABC):
         Raises:
             InputError: if the publisher wants it fetched by hand, a download fails, or a file is not as published.
         """
-        from .download import fetch
-
         remote = [file for file in cls.files if file.url]
         if cls.by_hand or not remote:
             raise InputError(root, f"{cls.title} cannot be downloaded by a program", cls.how_to_get())
         for file in remote:
             fetch(file, Path(root))
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _difference(path: Path, file: RemoteFile) -> str:

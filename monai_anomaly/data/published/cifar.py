@@ -14,8 +14,9 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 
 from .archives import ArchivedSet
-from .base import Problem, RemoteFile
+from .base import Problem
 from .classes import ClassifiedPictures, class_counts, one_against_rest
+from .download import RemoteFile
 
 __all__ = ["CIFAR10", "CIFAR100", "CifarSet", "read_batch"]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, natural_key
 
-from .base import Pictures, Problem, PublishedSet, RemoteFile
+from .base import Pictures, Problem, PublishedSet
+from .download import RemoteFile
 from .layout import files_by_stem, find_folder, folder_pictures, one_class_problem
-from .picture_files import list_pictures, natural_key
 
 __all__ = ["BMAD", "MedIAnomaly"]
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
 
-from .base import RemoteFile, file_digest
-
-__all__ = ["fetch"]
+__all__ = ["RemoteFile", "fetch", "file_digest"]
 
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its publisher offers it.
+
+    Args:
+        name: what it is called under the set's folder.
+        url: where it is fetched from; empty where the publisher wants it fetched by hand.
+        sha256: of its content, hexadecimal; empty where none is published.
+        md5: of its content, where that is all that is published.
+        size: bytes; 0 where unknown.
+    """
+
+    name: str
+    url: str = ""
+    sha256: str = ""
+    md5: str = ""
+    size: int = 0
 
 
 def fetch(file: RemoteFile, root: Path, timeout: float = 60.0) -> Path:
@@ -50,3 +69,9 @@ def fetch(file: RemoteFile, root: Path, timeout: float = 60.0) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from monai_anomaly.data.content import shown_digest
+from monai_anomaly.data.cohort import load_cohort
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.content import shown_digest
+from monai_anomaly.io.picture_files import PICTURE_SUFFIXES, list_pictures
 
 from .base import Pictures, Problem, PublishedSet
 from .layout import find_folder, folder_pictures, one_class_problem
-from .picture_files import PICTURE_SUFFIXES, list_pictures
 
 __all__ = ["OCT2017", "BrainMRI", "ChestXray", "Endosome", "FolderSet"]
 
@@ -61,8 +62,6 @@ class FolderSet(PublishedSet):
             InputError: as :func:`monai_anomaly.data.load_cohort`, or if a folder of the layout is missing, or a scan is
                 no picture.
         """
-        from monai_anomaly.data.cohort import load_cohort
-
         self.require(name)
         for folder in ("train/normal", "test/normal", "test/abnormal"):
             if not (self.root / folder).is_dir():

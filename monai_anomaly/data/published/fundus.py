@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import read_mask, read_picture
 
 from .base import Pictures, Problem, PublishedSet
 from .layout import files_by_stem, find_folder, one_class_problem
-from .picture_files import read_mask, read_picture
 
 __all__ = ["IDRiD", "patch_borders"]
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-from .base import Problem, PublishedSet, RemoteFile
+from .base import Problem, PublishedSet
 from .classes import ClassifiedPictures, class_counts, one_against_rest
+from .download import RemoteFile
 
 __all__ = ["FashionMNIST", "IdxSet", "MNIST", "read_idx"]
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, picture_reader
 
 from .base import Pictures, Problem, PublishedSet
-from .picture_files import list_pictures, picture_reader
 
 __all__ = ["ImageNetSuperclasses"]
 

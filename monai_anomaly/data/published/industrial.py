@@ -12,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, picture_reader, read_mask
 
 from .archives import ArchivedSet
-from .base import Pictures, Problem, PublishedSet, RemoteFile
-from .picture_files import list_pictures, picture_reader, read_mask
+from .base import Pictures, Problem, PublishedSet
+from .download import RemoteFile
 from .tables import read_table
 
 __all__ = ["BTAD", "MVTecAD", "VisA"]

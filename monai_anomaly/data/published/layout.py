@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, picture_size, read_mask, read_picture
 
 from .base import Pictures, Problem
-from .picture_files import list_pictures, picture_size, read_mask, read_picture
 
 __all__ = [
     "files_by_stem",

@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, read_picture
 
 from .archives import ArchivedSet
-from .base import Pictures, Problem, RemoteFile
-from .picture_files import list_pictures, read_picture
+from .base import Pictures, Problem
+from .download import RemoteFile
 from .tables import read_table
 
 __all__ = ["GTSRBStopSigns", "Sign"]

@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.picture_files import list_pictures, natural_key, read_mask, read_picture
 
 from .base import Pictures, Problem, PublishedSet
 from .layout import files_by_stem, find_folder, folder_pictures
-from .picture_files import list_pictures, natural_key, read_mask, read_picture
 
 __all__ = ["Avenue", "Ped2", "ShanghaiTech", "VideoSet"]
 

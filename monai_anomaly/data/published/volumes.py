@@ -12,9 +12,11 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, ClassVar
 
+from monai_anomaly.data.cohort import load_cohort, write_datalist
 from monai_anomaly.exceptions import InputError
-
-from .picture_files import natural_key
+from monai_anomaly.io.load import NIFTI_SUFFIXES, read_voxels, scan_suffix
+from monai_anomaly.io.picture_files import natural_key
+from monai_anomaly.io.tables import write_json
 
 __all__ = ["BraTSCohort", "MSLUBCohort", "PublishedCohort"]
 
@@ -79,8 +81,6 @@ class PublishedCohort(ABC):
         Raises:
             InputError: if a scan or outline is missing, there are several, or an outline cannot be read.
         """
-        from monai_anomaly.transforms.load import read_voxels
-
         items = []
         for folder in self.folders:
             image, outline = self._scan(folder), self._outline(folder)
@@ -126,9 +126,6 @@ class PublishedCohort(ABC):
             InputError: as :meth:`test_items` and :func:`monai_anomaly.data.write_datalist`, or if patients or images of
                 the normals are those of the cohort.
         """
-        from monai_anomaly.data.cohort import load_cohort, write_datalist
-        from monai_anomaly.writers.tables import write_json
-
         output = Path(os.path.abspath(output))
         items = self.test_items()
         datalist: dict[str, Any] = {"training": [], "calibration": [], "test": []}
@@ -176,8 +173,6 @@ class PublishedCohort(ABC):
 
     def _one(self, folder: Path, pattern: str, what: str) -> Path:
         """The one NIfTI file of a case whose name, without that of the case, fits; those right in its folder first."""
-        from monai_anomaly.transforms.load import NIFTI_SUFFIXES, scan_suffix
-
         found: list[Path] = []
         for path in sorted(folder.rglob("*")):
             suffix = scan_suffix(path)

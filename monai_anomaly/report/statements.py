@@ -11,12 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from monai_anomaly.writers.evaluation import (
-    DetectorFigures,
-    Estimate,
-    Evaluation,
-    MetricColumn,
-)
+from monai_anomaly.report.evaluation import DetectorFigures, Estimate, Evaluation, MetricColumn
 
 __all__ = ["Statement", "calibration_statements", "comparison_statements"]
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from monai_anomaly.calibration import ConformalCalibration
 from monai_anomaly.metrics import LesionDetection
-
-if TYPE_CHECKING:
-    from monai_anomaly.writers.evaluation import CohortSide, Curve, DriftCheck, Estimate, ExtraTable, MetricColumn
+from monai_anomaly.report.evaluation import CohortSide, Curve, DriftCheck, Estimate, ExtraTable, MetricColumn
 
 __all__ = [
     "cohort_sides",
@@ -105,8 +103,6 @@ def metric_columns(
         thresholds: of maps, by name, that the method's voxels were decided at.
         score_threshold: of scans; None where there is none.
     """
-    from monai_anomaly.writers.evaluation import MetricColumn
-
     decided = "at the threshold that was calibrated on normals alone"
     columns = []
     scan_levels: tuple[Literal["image", "patient"], ...] = ("image", "patient")
@@ -187,8 +183,6 @@ def table_figures(
 
 
 def _estimate(value: float | None, reason: str, bounds: Mapping[str, Any] | None = None) -> Estimate:
-    from monai_anomaly.writers.evaluation import Estimate
-
     if value is None:
         return Estimate(None, undefined=reason or "undefined")
     return Estimate(value, (bounds or {}).get("low"), (bounds or {}).get("high"))
@@ -266,8 +260,6 @@ def mask_table(found: Mapping[str, Any], detector: str) -> list[ExtraTable]:
     """
     from scipy.stats import binomtest
 
-    from monai_anomaly.writers.evaluation import Estimate, ExtraTable
-
     settings, undefined = found["settings"], found["undefined"]
     if settings is None:
         return []
@@ -310,8 +302,6 @@ def lesion_tables(metrics: Mapping[str, Any], detector: str, alpha: float) -> li
         detector: its name.
         alpha: the rate of the thresholds whose names have none.
     """
-    from monai_anomaly.writers.evaluation import ExtraTable
-
     tables = []
     for kind, found in metrics["lesion"].items():
         unit = {"mm3": "mm³", "voxels": "pixels" if kind == "picture" else "voxels", None: ""}[found["unit"]]
@@ -350,8 +340,6 @@ def group_tables(by_group: Mapping[str, Mapping[str, Any]], detector: str) -> li
         by_group: by key and group what ``by_group`` gave, with ``intervals`` of ``bootstrap_intervals``.
         detector: its name.
     """
-    from monai_anomaly.writers.evaluation import ExtraTable
-
     tables = []
     for key, groups in by_group.items():
         if not groups:
@@ -389,8 +377,6 @@ def scan_curves(detector: str, labels: Sequence[int | None], scores: Mapping[str
     """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    from monai_anomaly.writers.evaluation import Curve
-
     known = [i for i, label in enumerate(labels) if label is not None]
     truth = np.array([labels[i] for i in known])
     if len(set(truth.tolist())) < 2:
@@ -414,8 +400,6 @@ def froc_curves(detector: str, lesions: Mapping[str, LesionDetection], is_method
         lesions: by the kind of scan. Of two kinds the one with more lesions is drawn: they have one name in the figure.
         is_method: False for a baseline.
     """
-    from monai_anomaly.writers.evaluation import Curve
-
     points = [found.curve() for found in sorted(lesions.values(), key=lambda each: -each.compute()["num_lesions"])]
     known = [each for each in points if each is not None]
     kind: Literal["method", "baseline"] = "method" if is_method else "baseline"
@@ -428,8 +412,6 @@ def drift_checks(report: Mapping[str, Any] | None) -> list[DriftCheck]:
     Args:
         report: of ``drift_report``; None for no check.
     """
-    from monai_anomaly.writers.evaluation import DriftCheck
-
     if report is None:
         return []
     scores, drifted = report["scores"], set(report["drifted"])
@@ -487,7 +469,6 @@ def cohort_sides(
         rows: of ``predictions.csv``.
         digests: what the files of the scans at hand show, in any order.
     """
-    from monai_anomaly.writers.evaluation import CohortSide
 
     def together(parts: Sequence[str]) -> str:
         return hashlib.sha256(json.dumps(sorted(set(parts))).encode()).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_anomaly.writers.atomic import atomic_path
+from monai_anomaly.io.atomic import atomic_path
 
 __all__ = ["draw_loss_curves"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_anomaly.writers.atomic import atomic_path
+from monai_anomaly.io.atomic import atomic_path
 
 __all__ = ["write_csv", "write_json"]
 

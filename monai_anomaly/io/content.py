@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.dicom import is_dicom_file
+from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
 
 __all__ = ["content_hash", "shown_digest"]
 
@@ -51,9 +53,6 @@ def shown_digest(path: Path, most: int = -1) -> str:
         path: of a scan.
         most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
     """
-    from monai_anomaly.data.dicom import is_dicom_file
-    from monai_anomaly.transforms.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
-
     try:
         if path.is_dir():
             files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))

@@ -13,8 +13,8 @@ from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
-from monai_anomaly.data.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_anomaly.writers.evaluation import Estimate, clean_text
-from monai_anomaly.writers.report_statements import number
+from monai_anomaly.report.evaluation import Estimate, clean_text
+from monai_anomaly.report.statements import number
 
 __all__ = ["cell_html", "data_uri", "estimate_cell", "plural", "table_html", "text"]
 

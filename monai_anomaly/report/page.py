@@ -12,22 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from monai_anomaly.writers.atomic import atomic_path
-from monai_anomaly.writers.evaluation import (
-    Evaluation,
-    ExtraTable,
-    Level,
-    MetricColumn,
-)
-from monai_anomaly.writers.report_cases import cases_html
-from monai_anomaly.writers.report_figures import (
-    MOST_CURVES,
-    draw_curves,
-    draw_histogram,
-    shown_curves,
-)
-from monai_anomaly.writers.report_parts import cell_html, data_uri, estimate_cell, plural, table_html, text
-from monai_anomaly.writers.report_statements import (
+from monai_anomaly.io.atomic import atomic_path
+from monai_anomaly.report.cases import cases_html
+from monai_anomaly.report.evaluation import Evaluation, ExtraTable, Level, MetricColumn
+from monai_anomaly.report.figures import MOST_CURVES, draw_curves, draw_histogram, shown_curves
+from monai_anomaly.report.parts import cell_html, data_uri, estimate_cell, plural, table_html, text
+from monai_anomaly.report.statements import (
     LEVEL_TITLES,
     Statement,
     calibration_statements,

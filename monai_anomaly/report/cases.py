@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from monai_anomaly.writers.evaluation import CaseList, CaseResult, Evaluation, case_lists
-from monai_anomaly.writers.report_figures import Panel, case_panels, colour_bar, load_slice, map_top
-from monai_anomaly.writers.report_parts import cell_html, data_uri, plural, table_html, text
-from monai_anomaly.writers.report_statements import number
+from monai_anomaly.report.evaluation import CaseList, CaseResult, Evaluation, case_lists
+from monai_anomaly.report.figures import Panel, case_panels, colour_bar, load_slice, map_top
+from monai_anomaly.report.parts import cell_html, data_uri, plural, table_html, text
+from monai_anomaly.report.statements import number
 
 __all__ = ["cases_html"]
 

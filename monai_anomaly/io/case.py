@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.writers.atomic import atomic_folder
+from monai_anomaly.io.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor

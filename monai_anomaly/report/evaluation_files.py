@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from monai_anomaly.writers.evaluation import Estimate, Evaluation, case_lists, clean_text
-from monai_anomaly.writers.report_statements import calibration_statements, comparison_statements
-from monai_anomaly.writers.tables import write_csv
+from monai_anomaly.io.tables import write_csv
+from monai_anomaly.report.evaluation import Estimate, Evaluation, case_lists, clean_text
+from monai_anomaly.report.statements import calibration_statements, comparison_statements
 
 __all__ = ["evaluation_json", "write_metrics_csv"]
 
@@ -39,7 +39,7 @@ def evaluation_json(evaluation: Evaluation, cases_per_list: int = 8) -> dict[str
         cases_per_list: names kept of each list of cases, as many as the page shows.
 
     Returns:
-        Mappings, lists, texts, numbers and None, as :func:`monai_anomaly.writers.write_json` takes them. Undefined
+        Mappings, lists, texts, numbers and None, as :func:`monai_anomaly.io.write_json` takes them. Undefined
         figures are ``{"value": null, ..., "undefined": reason}``; curves are thinned to 400 points each.
     """
 

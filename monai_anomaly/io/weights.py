@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path
 
 __all__ = ["PUBLISHED_WEIGHTS", "download_weights", "fitting_weights", "read_weights"]
 
@@ -41,8 +42,6 @@ def download_weights(
     Raises:
         InputError: if nothing is published under the name, the download fails or the hash differs.
     """
-    from monai_anomaly.writers.atomic import atomic_path
-
     if url is None:
         if encoder not in PUBLISHED_WEIGHTS:
             known = ", ".join(PUBLISHED_WEIGHTS)

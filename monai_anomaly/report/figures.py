@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.writers.evaluation import KINDS, CaseSlice, Curve
-from monai_anomaly.writers.overview import _gray_or_colour, _View
+from monai_anomaly.report.evaluation import KINDS, CaseSlice, Curve
+from monai_anomaly.report.overview import _gray_or_colour, _View
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -230,7 +230,7 @@ def case_slice(
 
     Args:
         scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for a picture, as
-            :func:`monai_anomaly.writers.draw_overview` takes it.
+            :func:`monai_anomaly.report.draw_overview` takes it.
         restoration: (C, X, Y, Z), in the scan's units; None where the detector restores nothing.
         anomaly_map: (X, Y, Z).
         anomaly_mask: (X, Y, Z); None for no mask.

@@ -6,12 +6,10 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_anomaly.exceptions import InputError
-
-if TYPE_CHECKING:
-    from monai_anomaly.writers.evaluation import SeedSpread
+from monai_anomaly.report.evaluation import SeedSpread
 
 __all__ = ["read_evaluations", "seed_spreads"]
 
@@ -53,8 +51,6 @@ def seed_spreads(evaluation: Mapping[str, Any], others: Mapping[str, Mapping[str
         InputError: if a run is of another method, other settings or other test scans, of no known seed, or of a seed
             that is there already.
     """
-    from monai_anomaly.writers.evaluation import SeedSpread
-
     runs: dict[int, Mapping[str, Any]] = {}
     for where, run in {"this evaluation": evaluation, **others}.items():
         for what, part in (("method and settings", _method), ("test scans", _test_scans)):

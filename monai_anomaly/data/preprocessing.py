@@ -10,10 +10,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
 
-from .intensity import NormalizeForeground, NormalizeForegroundd
-from .load import LoadScand
-from .slice_grid import SLICE_AXES, SliceGrid, SliceGridd, tissue_slices
-from .volume_grid import VolumeGrid, VolumeGridd
+from monai_anomaly.io.load import LoadScand
+from monai_anomaly.transforms.intensity import NormalizeForeground, NormalizeForegroundd
+from monai_anomaly.transforms.slice_grid import SLICE_AXES, SliceGrid, SliceGridd, tissue_slices
+from monai_anomaly.transforms.volume_grid import VolumeGrid, VolumeGridd
 
 __all__ = ["ScanPreprocessing"]
 

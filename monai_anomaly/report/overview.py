@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_anomaly.writers.atomic import atomic_path
+from monai_anomaly.io.atomic import atomic_path
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.load import read_voxels, scan_suffix
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -40,8 +41,6 @@ def load_mask(
             holds values of which none reaches half of the range, or is empty for an abnormal scan or not empty for a
             normal one.
     """
-    from monai_anomaly.transforms.load import read_voxels, scan_suffix
-
     voxels = read_voxels(path)
     shape, expected = voxels.array.shape[1:], tuple(reference.shape[1:])
     scan = reference.meta.get("filename_or_obj", "its scan")
