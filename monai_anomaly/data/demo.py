@@ -36,7 +36,7 @@ def make_demo_cohort(
 ) -> Path:
     """Write a cohort of simulated T1-weighted brain scans and its MONAI datalist ``cohort.json``.
 
-    Scans are int16 NIfTI files ``images/<patient>.nii.gz`` of 96 x 112 x 24 voxels (about 2 x 2 x 5.6 mm, oblique);
+    Scans are int16 NIfTI files ``images/<patient>.nii.gz`` of 80 x 96 x 24 voxels (about 2 x 2 x 5.6 mm, oblique);
     a few are DICOM MR series ``dicom/<patient>/*.dcm`` instead. Abnormal scans have a uint8 mask
     ``masks/<patient>.nii.gz`` on the same grid. The datalist has the Decathlon form with the lists ``training``,
     ``calibration`` and ``test`` of items ``image`` (path relative to ``folder``), ``patient``, ``label`` (0 normal,
