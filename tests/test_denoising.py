@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_anomaly import networks
-from monai_anomaly.engines import DenoisingTrainer, SyntheticLesionSelection, train_stages
+from monai_anomaly.engines import DenoisingTrainer, SyntheticLesionSelection, still_improving, train_stages
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.losses import DenoisingLoss
 from monai_anomaly.networks import DenoisingAutoencoder
@@ -285,3 +285,10 @@ def test_noise_of_validation_is_the_same_each_time() -> None:
     with torch.no_grad():
         assert torch.equal(trainer.validation_loss(batch), trainer.validation_loss(batch))
     assert not torch.equal(trainer.noisy(batch["image"]), trainer.noisy(batch["image"]))
+
+
+def test_a_negative_loss_that_is_flat_is_not_called_under_trained() -> None:
+    flat = [{"stage": "denoising", "val_loss": value, "train_loss": value} for value in (-1.0, -1.9, -2.0, -2.0, -2.01)]
+    falling = [{**row, "val_loss": -1.0 - 0.3 * i} for i, row in enumerate(flat)]
+    assert still_improving(flat) == []
+    assert still_improving(falling) == ["denoising"]

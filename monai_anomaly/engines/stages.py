@@ -265,7 +265,10 @@ def still_improving(history: Sequence[dict[str, Any]], share: float = 0.2, least
             losses = [row["train_loss"] for row in rows]
         width = max(1, round(share * len(losses)))
         last, before = losses[-width:], losses[-2 * width : -width]
-        if not before or sum(last) / len(last) < (1.0 - least) * sum(before) / len(before):
+        if before:
+            now, then = sum(last) / len(last), sum(before) / len(before)
+        # a likelihood's loss may be negative
+        if not before or now < then - least * abs(then):
             improving.append(name)
     return improving
 
