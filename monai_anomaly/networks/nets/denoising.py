@@ -30,7 +30,7 @@ class DenoisingAutoencoder(AnomalyDetector):
     """A U-Net that takes coarse noise off normal images and, with a second output b, expects its own error.
 
     The map is ``|x - y| / b ** exponent`` within the foreground, its mean over the channels, through a median and a
-    Gaussian filter; the score is its maximum.
+    Gaussian filter; the score is its maximum. The background of the restoration is the image's own.
 
     Args:
         spatial_dims: 2 or 3.
@@ -99,6 +99,8 @@ class DenoisingAutoencoder(AnomalyDetector):
         self.check_input(image)
         restored, expected = self.expectation(image)
         anomaly_map = self.map_of(image, restored, expected)
+        # the background was no part of the loss
+        restored = torch.where(self.foreground(image) > 0, restored, image)
         return AnomalyOutput(anomaly_map, anomaly_map.flatten(1).amax(dim=1), restored)
 
     def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor]:
