@@ -14,7 +14,7 @@ import torch
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import load_detector, save_detector
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.networks import ProxyAno
+from monai_anomaly.networks import ProxyAno, make_detector
 
 PREPROCESSING: dict[str, Any] = {
     "image_size": (32, 48),
@@ -172,7 +172,9 @@ def test_files_of_an_older_version_are_read(folder: Path) -> None:
         load_detector(folder)
 
 
-@pytest.mark.parametrize("name", ["Unheard", "AnomalyOutput", "ProxyExtractionModule", "nets", "__name__", None])
+@pytest.mark.parametrize(
+    "name", ["Unheard", "AnomalyDetector", "AnomalyOutput", "ProxyExtractionModule", "nets", "__name__", None]
+)
 def test_unknown_network(folder: Path, name: str | None) -> None:
     change(folder, lambda d: d["network"].update(name=name))
     with pytest.raises(InputError, match=rf"detector\.json: network {name!r} is unknown"):
@@ -184,10 +186,9 @@ def test_unknown_network(folder: Path, name: str | None) -> None:
     [
         lambda d: d["network"]["arguments"].update(depth=3),
         lambda d: d["network"]["arguments"].update(memory="mean"),
-        lambda d: d["network"].update(name="AnomalyDetector", arguments={}),
         lambda d: d["network"].update(arguments=[1]),
     ],
-    ids=["unknown argument", "bad value", "abstract", "no arguments"],
+    ids=["unknown argument", "bad value", "no arguments"],
 )
 def test_arguments_that_do_not_fit(folder: Path, act: Callable[[dict[str, Any]], object]) -> None:
     change(folder, act)
@@ -225,3 +226,27 @@ def test_other_format(folder: Path) -> None:
     change(folder, lambda d: d.update(format=2))
     with pytest.raises(InputError, match=r"detector\.json: format 2 is not 1\. Update the package\."):
         load_detector(folder)
+
+
+def test_a_detector_of_another_distribution_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "elsewhere"
+    (package / "elsewhere_anomaly-1.0.dist-info").mkdir(parents=True)
+    (package / "elsewhere_anomaly-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: elsewhere-anomaly\nVersion: 1.0\n"
+    )
+    (package / "elsewhere_anomaly-1.0.dist-info" / "entry_points.txt").write_text(
+        "[monai_anomaly.detectors]\nFromElsewhere = elsewhere_anomaly:FromElsewhere\n"
+    )
+    (package / "elsewhere_anomaly.py").write_text(
+        "from monai_anomaly.networks import IntensityThreshold\nclass FromElsewhere(IntensityThreshold):\n    pass\n"
+    )
+    with pytest.raises(LookupError, match="'FromElsewhere' is unknown"):
+        make_detector({"name": "FromElsewhere", "arguments": {}})
+    monkeypatch.syspath_prepend(str(package))
+    found = make_detector({"name": "FromElsewhere", "arguments": {"in_channels": 2}})
+    save_detector(tmp_path / "models", found, ScanPreprocessing((8, 8)), {})
+    again = load_detector(tmp_path / "models").network
+    assert type(again).__name__ == "FromElsewhere"
+    assert again.in_channels == 2

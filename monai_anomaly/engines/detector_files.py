@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from monai_anomaly import __version__, networks
+from monai_anomaly import __version__
 from monai_anomaly.calibration import FittedBuffers
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.split import seen_scans
@@ -19,7 +19,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.io.content import content_hash
 from monai_anomaly.io.tables import write_json
-from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.networks import AnomalyDetector, make_detector
 
 __all__ = ["DetectorFiles", "check_unseen", "load_detector", "save_detector"]
 
@@ -145,12 +145,10 @@ def check_unseen(
 
 
 def _build(described: Path, name: str, arguments: dict[str, Any]) -> AnomalyDetector:
-    kind = getattr(networks, str(name), None)
-    # Only a detector of this package is ever made from a file's word.
-    if not (isinstance(kind, type) and issubclass(kind, AnomalyDetector)):
-        raise InputError(described, f"network {name!r} is unknown", "Update the package.")
     try:
-        return kind(**arguments)
+        return make_detector({"name": name, "arguments": arguments})
+    except LookupError as error:
+        raise InputError(described, f"network {name!r} is unknown", "Update the package.") from error
     except (TypeError, ValueError) as error:
         raise InputError(described, f"the arguments of {name} do not fit it ({error})", "Train again.") from error
 

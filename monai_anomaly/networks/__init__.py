@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .detector import AnomalyDetector, AnomalyOutput
+from .detector import AnomalyDetector, AnomalyOutput, make_detector
 from .nets import (
     DAAD,
     DCAE,
@@ -29,6 +29,7 @@ from .nets import (
 __all__ = [
     "AnomalyDetector",
     "AnomalyOutput",
+    "make_detector",
     "DAAD",
     "DAADDiscriminator",
     "DAADGenerator",

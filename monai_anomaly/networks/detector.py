@@ -5,6 +5,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -12,7 +13,33 @@ from torch import Tensor, nn
 
 from monai_anomaly.calibration import ConformalCalibration, SliceStatistics
 
-__all__ = ["AnomalyDetector", "AnomalyOutput"]
+__all__ = ["AnomalyDetector", "AnomalyOutput", "make_detector"]
+
+# Other distributions name their detectors in this group of entry points.
+_ENTRY_POINTS = "monai_anomaly.detectors"
+# Every detector class by its name; a class enters it by being defined.
+_KINDS: dict[str, type["AnomalyDetector"]] = {}
+
+
+def make_detector(config: Mapping[str, Any]) -> "AnomalyDetector":
+    """Make a detector from its ``config``.
+
+    Args:
+        config: ``{"name", "arguments"}``. The name is that of a subclass of ``AnomalyDetector``: one that is defined,
+            or one that an installed distribution names in the entry point group ``monai_anomaly.detectors``. Nothing
+            else is ever made from a file's word.
+
+    Raises:
+        LookupError: if there is no such detector.
+        TypeError, ValueError: if the arguments do not fit it.
+    """
+    name = str(config["name"])
+    if name not in _KINDS:
+        for point in entry_points(group=_ENTRY_POINTS, name=name):
+            point.load()
+    if name not in _KINDS:
+        raise LookupError(f"network {name!r} is unknown")
+    return _KINDS[name](**config["arguments"])
 
 
 class AnomalyOutput(NamedTuple):
@@ -51,6 +78,10 @@ class AnomalyDetector(nn.Module, ABC):
     needs_held_out: bool = False
     paper_map_threshold: Optional[float] = None  # noqa: UP045 (TorchScript)
     channels_last: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _KINDS[cls.__name__] = cls
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "AnomalyDetector":
         # Every detector remembers how it was made, so that a file can say how to make it again.

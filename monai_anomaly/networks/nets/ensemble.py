@@ -9,7 +9,7 @@ from typing import Any, List, Optional  # noqa: UP035 (TorchScript)
 import torch
 from torch import Tensor, nn
 
-from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput, make_detector
 
 __all__ = ["Ensemble"]
 
@@ -157,11 +157,7 @@ def _log_score(calibration: Any, score: Tensor) -> Tensor:
 
 
 def _made(member: Mapping[str, Any]) -> AnomalyDetector:
-    from monai_anomaly import networks
-
-    name, arguments = member["name"], member["arguments"]
-    kind = getattr(networks, str(name), None)
-    # Only a detector of this package is ever made from a file's word.
-    if not (isinstance(kind, type) and issubclass(kind, AnomalyDetector)):
-        raise ValueError(f"member {name!r} is unknown")
-    return kind(**arguments)
+    try:
+        return make_detector(member)
+    except LookupError as error:
+        raise ValueError(f"member {member['name']!r} is unknown") from error
