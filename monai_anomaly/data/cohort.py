@@ -9,6 +9,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -486,16 +487,20 @@ def _check_content(sides: Sides, source: Path) -> None:
     alike: dict[str, dict[tuple[str, str], tuple[str, str, str]]] = defaultdict(dict)
     for side in SIDES:
         for item in sides[side]:
-            # a file that is gone has nothing to compare; reading it as a scan says so
-            for file in filter(os.path.exists, _files(item)):
+            for file in _files(item):
                 entry = (side, item["patient"], file)
-                alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
+                # a file that is gone or broken has nothing to compare; reading it as a scan says so
+                with suppress(InputError):
+                    alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
     copies: dict[str, list[str]] = defaultdict(list)
     for group in alike.values():
         seen: dict[str, tuple[str, str, str]] = {}
         for entry in group.values() if len(group) > 1 else ():
             side, patient, file = entry
-            first = seen.setdefault(shown_digest(Path(file)), entry)
+            try:
+                first = seen.setdefault(shown_digest(Path(file)), entry)
+            except InputError:  # as above
+                continue
             if first[0] != side:
                 problem = f"{first[2]} ({first[0]}) and {file} ({side}) are the same image"
                 raise InputError(source, problem, "Leave it on one side.")

@@ -52,6 +52,9 @@ def shown_digest(path: Path, most: int = -1) -> str:
     Args:
         path: of a scan.
         most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
+
+    Raises:
+        InputError: where the file cannot be read or is damaged.
     """
     try:
         if path.is_dir():
@@ -74,8 +77,9 @@ def shown_digest(path: Path, most: int = -1) -> str:
                     if most >= 0 and (most := most - len(block)) <= 0:
                         break
             return digest.hexdigest()
-    except (OSError, EOFError, ValueError, zlib.error):
-        pass  # a broken file has its own bytes alone; reading it as a scan says what is wrong
+    # Pillow answers some broken PNG chunks with SyntaxError.
+    except (OSError, EOFError, SyntaxError, ValueError, zlib.error) as error:
+        raise InputError(path, f"cannot be read ({error})", "Copy or export the file again.") from error
     return _file_hash(path)
 
 

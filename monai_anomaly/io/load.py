@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data import ITKReader, MetaTensor, PILReader
 from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
@@ -36,6 +37,8 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
 
+# Bytes that are read at once where only checksums count.
+_BLOCK = 1 << 20
 # Channels of one scan must lie on the same grid to this distance.
 _SAME_GRID_MM = 1e-3
 # Pillow modes that are converted because their numbers are no intensities (palette), or carry alpha or ink.
@@ -141,11 +144,9 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
-    reader = NibabelReader()
     try:
-        image = reader.read(path)
-        # The reader may exchange the sform for the qform where pixdim disagrees; viewers and writers do not.
-        affine = np.array(nib.load(path).affine, dtype=np.float64)
+        image: Any = nib.load(path)
+        affine = np.array(image.affine, dtype=np.float64)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
             name = "RGB" if kind.names else str(kind)
@@ -156,13 +157,26 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         if len(shape) < 2 or any(size > 1 for size in shape[4:]):
             raise InputError(path, f"has shape {shape}", "Only 2-D, 3-D and 4-D (time series) images are read.")
         chosen = choose_volume(path, time_point, shape[3] if len(shape) > 3 else 1)
-        if len(shape) > 3 and shape[3] > 1:
-            # Only the chosen volume is read and scaled.
-            image = image.slicer[:, :, :, chosen : chosen + 1]
-        array, _ = reader.get_data(image)
+        # Only the chosen volume is kept and scaled.
+        part = (slice(None),) * 3 + (slice(chosen, chosen + 1),) if len(shape) > 3 else ()
+        array = _stored_voxels(path, image.dataobj, part)
     except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error) as error:
         raise InputError(path, f"cannot be read as NIfTI ({error})", "Copy or export the file again.") from error
     return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti")
+
+
+def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
+    """A part of a NIfTI file's voxels, scaled. gzip's checksums, which follow the voxels, are checked on the way."""
+    from nibabel.arrayproxy import ArrayProxy
+
+    if not path.name.lower().endswith(".gz"):
+        return np.asarray(proxy[part])
+    with gzip.open(path) as stream:
+        layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+        array = np.asarray(ArrayProxy(stream, layout)[part])
+        while stream.read(_BLOCK):
+            pass
+    return array
 
 
 def _read_dicom(path: Path, time_point: int | None) -> Voxels:
