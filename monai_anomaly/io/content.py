@@ -13,7 +13,7 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import is_dicom_file
-from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix, upright
 
 __all__ = ["content_hash", "shown_digest"]
 
@@ -65,7 +65,7 @@ def shown_digest(path: Path, most: int = -1) -> str:
             from PIL import Image
 
             with Image.open(path) as picture:
-                pixels = np.asarray(picture)
+                pixels = upright(np.asarray(picture), picture)
             return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
         if suffix in NIFTI_SUFFIXES:
             with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:

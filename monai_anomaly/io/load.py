@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, PILReader
+from monai.data import ITKReader, MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
@@ -31,6 +31,7 @@ __all__ = [
     "Voxels",
     "read_voxels",
     "scan_suffix",
+    "upright",
 ]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -188,14 +189,15 @@ def _read_dicom(path: Path, time_point: int | None) -> Voxels:
 
 
 def _read_picture(path: Path) -> Voxels:
+    from PIL import Image
     from PIL.Image import DecompressionBombError
 
-    reader = PILReader(converter=_without_alpha, reverse_indexing=False)
     try:
         if _is_deep_colour(path):
             array = _read_deep_colour(path)
         else:
-            array, _ = reader.get_data(reader.read(path))
+            with Image.open(path) as picture:
+                array = upright(np.asarray(_without_alpha(picture)), picture)
     # Pillow answers some broken PNG chunks with SyntaxError, ITK everything with RuntimeError.
     except (OSError, SyntaxError, RuntimeError, DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[-1]
@@ -211,6 +213,28 @@ def _without_alpha(picture: Image) -> Image:
         raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one picture per file.")
     mode = _PILLOW_CONVERSIONS.get(picture.mode)
     return picture.convert(mode) if mode else picture
+
+
+def upright(array: np.ndarray, picture: Image) -> np.ndarray:
+    """Turn a 2-D image as viewers show it.
+
+    Args:
+        array: (rows, columns) or (rows, columns, C), as stored.
+        picture: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
+
+    Returns:
+        The array flipped or turned by the tag; as it is where there is none.
+    """
+    picture.load()
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except SyntaxError:  # no EXIF that can be read: viewers show the image as stored
+        orientation = 1
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 def _is_deep_colour(path: Path) -> bool:
@@ -236,6 +260,7 @@ def _is_deep_colour(path: Path) -> bool:
 def _read_deep_colour(path: Path) -> np.ndarray:
     """(rows, columns, C) float32 of a picture of several components at 16 bits or in floats."""
     import itk
+    from PIL import Image
 
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
@@ -252,6 +277,9 @@ def _read_deep_colour(path: Path) -> np.ndarray:
     pixel = itk.F if components == 1 else itk.Vector[itk.F, components]
     reader = ITKReader(reverse_indexing=True, pixel_type=pixel)
     array, _ = reader.get_data(reader.read(path))
+    if scan_suffix(path).lower() == ".png":  # ITK heeds the tag of TIFF files alone
+        with Image.open(path) as picture:
+            array = upright(array, picture)
     # Gray + alpha and colour + alpha lose the alpha.
     return array[..., : components - 1] if components in (2, 4) else array
 
@@ -260,7 +288,8 @@ class LoadScan(Transform):
     """Read a scan: a NIfTI volume, a DICOM series, a picture, or several co-registered files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
-    pictures are (C, rows, columns, 1) with the identity. Intensities are the stored ones after the file's own scaling
+    pictures are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
+    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the stored ones after the file's own scaling
     (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept exactly, alpha channels are dropped.
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
