@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from pathlib import Path
 
 import itk
@@ -10,10 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_runs import write_dicom
 from monai.data import MetaTensor
 from PIL import Image
+from pydicom import dcmread
+from pydicom.fileset import FileSet
 from test_load_scan import png16
 
+from monai_anomaly.data import load_cohort, write_datalist
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.case import write_case
 from monai_anomaly.io.content import shown_digest
@@ -52,7 +57,7 @@ def test_every_byte_of_gzip_is_checked(tmp_path: Path, time_point: int | None) -
         broken[place] ^= 0x40
         path = tmp_path / f"{name}.nii.gz"
         path.write_bytes(broken)
-        with pytest.raises(InputError, match="cannot be read as NIfTI .* Copy or export the file again"):
+        with pytest.raises(InputError, match=r"cannot be read as NIfTI .* Copy or export the file again"):
             LoadScan(time_point)(path)
         with pytest.raises(InputError, match="cannot be read"):
             shown_digest(path)
@@ -94,7 +99,7 @@ def test_no_reader_places_a_sheared_stack_wrongly(tmp_path: Path, shear: float) 
 
 
 def turned(shown: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels to store so that the tag's turn shows the given ones, after EXIF 2.32's table of the 0th row and column."""
+    """Pixels to store for a tag, after EXIF 2.32's table of where the 0th row and the 0th column are shown."""
     stored = {
         1: shown,
         2: shown[:, ::-1],  # top, right
@@ -182,3 +187,102 @@ def test_single_slices_survive_the_grids(shape: tuple[int, int, int], grid: Volu
     back = grid.inverse(there)
     assert back.shape == scan.shape
     torch.testing.assert_close(back.as_tensor(), scan.as_tensor(), atol=4.0, rtol=0)
+
+
+# ---- folders that are more than scans
+
+
+def found(folder: Path, line: str | None = None) -> list[str]:
+    """Relative paths of the scans of a folder; the one line on what was passed over must end as given."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        items = load_cohort(folder, patient_regex="(.+)").test
+    lines = [str(warning.message) for warning in caught if "passed over" in str(warning.message)]
+    assert [text.partition("passed over: ")[2] for text in lines] == ([] if line is None else [line])
+    return [Path(item["image"]).relative_to(folder).as_posix() for item in items]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    study, real = tmp_path / "study", tmp_path / "real"
+    for number in (1, 2):
+        write_volume(real / f"sub-0{number}" / "t1.nii.gz", number)
+    write_volume(study / "sub-03" / "t1.nii.gz", 3)
+    write_volume(study / ".hidden" / "sub-04" / "t1.nii.gz", 4)
+    for link, target in {
+        "sub-01": real / "sub-01",
+        "sub-02": real / "sub-02",
+        "sub-04": study / ".hidden" / "sub-04",
+        "a-first": study / "sub-03",  # found where it lies
+        "sub-03/loop": study,
+        "sub-03/up": tmp_path,
+    }.items():
+        (study / link).symlink_to(target, target_is_directory=True)
+    (real / "sub-02" / "again").symlink_to(real / "sub-01", target_is_directory=True)
+    assert found(study) == [f"sub-0{number}/t1.nii.gz" for number in (1, 2, 3, 4)]
+    (study / "sub-05").symlink_to(tmp_path / "gone", target_is_directory=True)
+    assert len(found(study, "link that leads nowhere: 1.")) == 4
+    (tmp_path / "linked").symlink_to(study, target_is_directory=True)
+    assert len(found(tmp_path / "linked", "link that leads nowhere: 1.")) == 4
+
+
+def bids(root: Path) -> None:
+    for number in (1, 2):
+        name, seed = f"sub-0{number}", 10 * number
+        write_volume(root / name / "ses-1" / "anat" / f"{name}_ses-1_T1w.nii.gz", seed)
+        write_volume(root / name / "ses-1" / "anat" / f"{name}_ses-1_label-lesion_mask.nii.gz", seed + 1)
+        write_volume(root / name / "ses-1" / "func" / f"{name}_ses-1_task-rest_bold.nii.gz", seed + 2, (8, 7, 6, 3))
+        write_volume(root / name / "ses-1" / "dwi" / f"{name}_ses-1_dwi.nii.gz", seed + 3, (8, 7, 6, 3))
+        write_volume(root / "derivatives" / "seg" / name / f"{name}_desc-brain_T1w.nii.gz", seed + 4)
+        (root / name / "figures").mkdir()
+        Image.fromarray(RNG.integers(0, 255, (8, 8), np.uint8)).save(root / name / "figures" / "t1.png")
+
+
+def test_of_bids_data_the_structural_images_count(tmp_path: Path) -> None:
+    root = tmp_path / "bids"
+    bids(root)
+    expected = [f"sub-0{number}/ses-1/anat/sub-0{number}_ses-1_T1w.nii.gz" for number in (1, 2)]
+    line = "bold: 2, dwi: 2, folder derivatives: 1, mask: 2, picture: 2."
+    assert found(root, line) == expected
+    with pytest.warns(UserWarning, match=line):
+        written = write_datalist(root, tmp_path / "c.json", patient_regex="(sub-[0-9]+)", calibration_fraction=0.5)
+    names = [item["image"] for side in ("training", "calibration") for item in written[side]]
+    assert sorted(names) == [f"bids/{name}" for name in expected]
+    # What has no structural image beside it is what was meant, and so are folders that are named themselves.
+    assert len(found(root / "sub-01" / "ses-1" / "func")) == 1
+    assert len(found(root / "derivatives")) == 2
+
+
+def test_masks_of_a_layout_may_have_names_of_bids(tmp_path: Path) -> None:
+    write_volume(tmp_path / "train/good/sub-01_T1w.nii.gz", 1)
+    write_volume(tmp_path / "test/tumour/sub-02_T1w.nii.gz", 2)
+    write_volume(tmp_path / "ground_truth/tumour/sub-02_T1w_mask.nii.gz", 3)
+    (item,) = load_cohort(tmp_path, patient_regex="(sub-[0-9]+)").test
+    assert Path(item["mask"]).name == "sub-02_T1w_mask.nii.gz"
+
+
+def test_discs_hold_their_series(tmp_path: Path) -> None:
+    disc, files = tmp_path / "discs" / "one", FileSet()
+    write_dicom(tmp_path / "flat", 1)
+    for file in sorted((tmp_path / "flat").iterdir()):
+        dataset = dcmread(file)
+        dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "120000", "1"
+        dataset.AccessionNumber, dataset.StudyDescription = "", ""
+        dataset.StudyInstanceUID = dataset.SeriesInstanceUID
+        dataset.PatientID, dataset.PatientName, dataset.Modality, dataset.SeriesNumber = "P", "P", "MR", 1
+        files.add(dataset)
+    disc.mkdir(parents=True)
+    files.write(disc)
+    (disc / "VIEWER").mkdir()
+    Image.new("L", (8, 8)).save(disc / "VIEWER" / "logo.png")
+    line = "folder of DICOM files without an image: 1, picture of a disc: 1."
+    (series,) = found(disc, line)
+    assert LoadScan()(disc / series).meta["source_format"] == "dicom"
+    assert found(tmp_path / "discs", line) == [f"one/{series}"]
+    # A disc whose images lie beside the index is one series; a report is none.
+    (tmp_path / "flat" / "DICOMDIR").write_bytes((disc / "DICOMDIR").read_bytes())
+    assert found(tmp_path / "flat") == ["."]
+    (tmp_path / "reports").mkdir()
+    del dataset.Rows, dataset.Columns, dataset.PixelData
+    dataset.save_as(tmp_path / "reports" / "sr.dcm")
+    with pytest.raises(InputError, match="holds no scan"), pytest.warns(UserWarning, match="without an image: 1"):
+        load_cohort(tmp_path / "reports")

@@ -289,8 +289,9 @@ class LoadScan(Transform):
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
     pictures are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
-    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the stored ones after the file's own scaling
-    (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept exactly, alpha channels are dropped.
+    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the
+    stored ones after the file's own scaling (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept
+    exactly, alpha channels are dropped.
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"picture"``), ``source`` (absolute paths as given, one per

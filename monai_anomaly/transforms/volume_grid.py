@@ -15,7 +15,14 @@ from torch import Tensor
 
 from monai_anomaly.exceptions import InputError
 
-from .slice_grid import _LARGEST_LOSS, _meta_without_affine, _reorient, _reorientation, _reorientation_affine, resize_plane
+from .slice_grid import (
+    _LARGEST_LOSS,
+    _meta_without_affine,
+    _reorient,
+    _reorientation,
+    _reorientation_affine,
+    resize_plane,
+)
 
 __all__ = ["VolumeGrid", "VolumeGridD", "VolumeGridDict", "VolumeGridd"]
 
