@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from monai_anomaly.data.published import Pictures
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.transforms import NormalizeForeground
+from monai_anomaly.transforms.slice_grid import resize_plane
 
 __all__ = [
     "PictureDataset",
@@ -154,9 +155,7 @@ class PictureReader:
                 raise ValueError("the reader has no full scale yet: fit it to the training normals first")
             image = image / self.full_scale
         if tuple(image.shape[1:]) != self.image_size:
-            image = F.interpolate(
-                image[None], size=self.image_size, mode="bilinear", align_corners=False, antialias=True
-            )[0]
+            image = resize_plane(image[None], self.image_size)[0]
         return image.clamp(0.0, 1.0).contiguous()
 
     def all(self, pictures: Pictures) -> Tensor:

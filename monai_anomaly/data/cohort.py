@@ -7,8 +7,9 @@ import json
 import os
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.content import shown_digest
-from monai_anomaly.io.dicom import is_dicom_folder
-from monai_anomaly.io.load import scan_suffix
+from monai_anomaly.io.dicom import is_dicom_file, is_dicom_folder
+from monai_anomaly.io.load import DICOM_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
 from monai_anomaly.io.tables import write_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,19 @@ DATALISTS = ("cohort.json", "datalist.json", "dataset.json")
 
 # Voxel bytes that tell most volumes of one size apart without unpacking them whole.
 _PROBE_BYTES = 1 << 22
+# BIDS 1.10: folders that repeat the subjects' scans; types and suffixes of structural images, and of other files.
+_BIDS_BESIDE = frozenset({"derivatives", "sourcedata"})
+_BIDS_TYPES = frozenset({"anat", "pet", "ct"})
+_BIDS_SUFFIXES = frozenset(
+    {"T1w", "T2w", "T2starw", "PDw", "PDT2", "FLAIR", "UNIT1", "inplaneT1", "inplaneT2", "angio", "ct", "pet"}
+)
+_BIDS_OTHER_TYPES = frozenset(
+    {"func", "dwi", "fmap", "perf", "beh", "eeg", "ieeg", "meg", "nirs", "motion", "mrs", "figures"}
+)
+_BIDS_OTHER_SUFFIXES = frozenset(
+    {"roi", "label", "bold", "cbv", "phase", "sbref", "dwi", "epi", "asl", "m0scan", "fieldmap", "photo"}
+    | {"phasediff", "phase1", "phase2", "magnitude", "magnitude1", "magnitude2"}
+)
 # What a table of patients cannot change of an item.
 _OWN_KEYS = ("image", "patient", "label", "mask", "case")
 
@@ -82,7 +96,9 @@ def load_cohort(
     or ``dataset.json``, a folder ``train/normal`` [, ``validation/normal``, ``calibration/normal``], ``test/normal``,
     ``test/abnormal``, ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``,
     ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans are test items of unknown label.
-    A folder with DICOM files counts as one scan.
+    A folder with DICOM images counts as one scan. Links to folders are followed, each folder once. One warning counts
+    what is passed over: of BIDS data ``derivatives``, ``sourcedata``, 2-D images, masks, and types of data other than
+    structural images; folders of DICOM files without an image; 2-D images of a disc with a DICOMDIR.
 
     The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
     relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the
@@ -121,7 +137,7 @@ def load_cohort(
     hold_out, single = False, False
     if path.is_file() and path.suffix.lower() == ".json":
         root, sides = path.parent, _read_datalist(path)
-    elif path.is_file() or is_dicom_folder(path):
+    elif path.is_file() or (is_dicom_folder(path) and _holds_image(path)):
         root, sides, single = path.parent, _sides(test=[_item(path)]), True
     else:
         root = path
@@ -232,19 +248,91 @@ def _check_fraction(option: str, fraction: float) -> None:
 
 
 def _find_scans(folder: Path) -> list[Path]:
-    """All scans below a folder, sorted; a folder with DICOM files is one. Hidden files and folders are passed over."""
+    """All scans below a folder, sorted; a folder with DICOM images is one. Hidden files and folders are passed over.
+
+    Links to folders are followed, each folder once and where it lies itself before where it is linked. Of a BIDS data
+    set only structural images count, and of a disc with a DICOMDIR no pictures; one warning counts what is left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(error.filename, f"the folder cannot be read ({error.strerror})", "Check its permissions.")
 
     scans: list[Path] = []
-    for name, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(sub for sub in folders if not sub.startswith("."))
-        if is_dicom_folder(name):
-            scans.append(Path(name))
-        else:
-            scans += [Path(name, file) for file in files if scan_suffix(file) and not file.startswith(".")]
-    return sorted(scans)
+    discs: set[Path] = set()
+    passed: Counter[str] = Counter()
+    top = Path(os.path.realpath(folder))
+    seen: set[Path] = set()
+    pending = [str(folder)]
+    while pending:
+        start = pending.pop(0)
+        for name, folders, files in os.walk(start, onerror=refuse):
+            real = Path(os.path.realpath(name))
+            if real in seen or (real != top and top.is_relative_to(real)):  # another way to it, or a loop
+                folders[:] = []
+                continue
+            seen.add(real)
+            named = sorted(sub for sub in folders if not sub.startswith("."))
+            bids = "dataset_description.json" in files or any(sub.startswith("sub-") for sub in named)
+            folders[:] = [sub for sub in named if not (bids and sub in _BIDS_BESIDE)]
+            passed.update(f"folder {sub}" for sub in named if sub not in folders)
+            pending += [link for sub in folders if os.path.islink(link := os.path.join(name, sub))]
+            if any(file.upper().startswith("DICOMDIR") for file in files):
+                discs.add(Path(name))
+            if dicom := is_dicom_folder(name):
+                if _holds_image(Path(name)):
+                    scans.append(Path(name))
+                    continue
+                passed["folder of DICOM files without an image"] += 1
+            for file in files:
+                path, suffix = Path(name, file), scan_suffix(file).lower()
+                if suffix and not file.startswith(".") and not (dicom and suffix in DICOM_SUFFIXES):
+                    scans.append(path)
+                elif not suffix and not path.exists():
+                    passed["link that leads nowhere"] += 1
+    left_out = {scan: "picture of a disc" for scan in scans if _is_picture(scan) and discs & set(scan.parents)}
+    left_out |= _beside_structural(scans)
+    passed.update(left_out.values())
+    kept = sorted(scan for scan in scans if scan not in left_out)
+    if passed:
+        listed = ", ".join(f"{what}: {count}" for what, count in sorted(passed.items()))
+        warnings.warn(f"{folder}: scans: {len(kept)}; passed over: {listed}.", stacklevel=2)
+    return kept
+
+
+def _holds_image(folder: Path) -> bool:
+    """Whether a folder holds a DICOM image; the index of a disc, reports and other objects without pixels are none."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    for file in filter(is_dicom_file, sorted(folder.iterdir())):
+        try:
+            if dcmread(file, stop_before_pixels=True, specific_tags=["Rows"]).get("Rows"):
+                return True
+        except (InvalidDicomError, OSError, EOFError):
+            return True  # reading it as a scan says what is wrong
+    return False
+
+
+def _is_picture(path: Path) -> bool:
+    return scan_suffix(path).lower() in PICTURE_SUFFIXES
+
+
+def _beside_structural(scans: Sequence[Path]) -> dict[Path, str]:
+    """What is no structural image among scans named as BIDS has it, and its kind; empty where none is structural."""
+    kinds: dict[Path, str] = {}
+    structural = False
+    for path in scans:
+        subject, _, suffix = _stem(path).rpartition("_")
+        if not subject.startswith("sub-"):
+            continue
+        other = suffix in _BIDS_OTHER_SUFFIXES or suffix.lower().endswith(("mask", "seg"))
+        if other or path.parent.name in _BIDS_OTHER_TYPES:
+            kinds[path] = suffix
+        elif path.parent.name in _BIDS_TYPES or suffix in _BIDS_SUFFIXES:
+            structural = structural or not _is_picture(path)
+    if not structural:
+        return {}
+    return {path: "picture" for path in scans if _is_picture(path)} | kinds
 
 
 def _read_layout(root: Path) -> Sides | None:
@@ -486,16 +574,20 @@ def _check_content(sides: Sides, source: Path) -> None:
     alike: dict[str, dict[tuple[str, str], tuple[str, str, str]]] = defaultdict(dict)
     for side in SIDES:
         for item in sides[side]:
-            # a file that is gone has nothing to compare; reading it as a scan says so
-            for file in filter(os.path.exists, _files(item)):
+            for file in _files(item):
                 entry = (side, item["patient"], file)
-                alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
+                # a file that is gone or broken has nothing to compare; reading it as a scan says so
+                with suppress(InputError):
+                    alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
     copies: dict[str, list[str]] = defaultdict(list)
     for group in alike.values():
         seen: dict[str, tuple[str, str, str]] = {}
         for entry in group.values() if len(group) > 1 else ():
             side, patient, file = entry
-            first = seen.setdefault(shown_digest(Path(file)), entry)
+            try:
+                first = seen.setdefault(shown_digest(Path(file)), entry)
+            except InputError:  # as above
+                continue
             if first[0] != side:
                 problem = f"{first[2]} ({first[0]}) and {file} ({side}) are the same image"
                 raise InputError(source, problem, "Leave it on one side.")

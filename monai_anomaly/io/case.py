@@ -18,6 +18,8 @@ __all__ = ["write_case"]
 
 # The header's field for a description is 80 bytes with a closing zero.
 _DESCRIPTION_BYTES = 79
+# Cosine up to which axes are perpendicular, so that a qform, which knows no shear, can state them.
+_PERPENDICULAR = 1e-4
 
 
 def write_case(
@@ -36,8 +38,9 @@ def write_case(
     A volume gives ``anomaly_map.nii.gz`` (float32), ``restoration.nii.gz`` (float32, (X, Y, Z) for one channel and
     (X, Y, Z, C) for more) and ``anomaly_mask.nii.gz`` (uint8, 0 or 1). For a NIfTI source they carry the geometry
     fields of its header bit for bit (shape, qform, sform, both codes, voxel sizes, units), for others the affine of
-    the scan as qform and sform, code 1 (scanner), in mm. gzip runs at level 1: float maps hardly shrink further, and
-    higher levels take several times as long. Header extensions and free text of the source, which may name the
+    the scan as qform and sform, code 1 (scanner), in mm. A sheared stack (CT with gantry tilt) has no qform (code 0),
+    since a qform cannot state it: ITK, which reads no sheared image, then raises an error. gzip runs at level 1: float
+    maps hardly shrink further, and higher levels take several times as long. Header extensions and free text of the source, which may name the
     patient, are not copied.
 
     A picture gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
@@ -45,7 +48,7 @@ def write_case(
     ``anomaly_mask.png`` (0 or 255). The restoration is clipped to the source's range and rounded: 8 bits for sources
     of up to 8 bits, 16 bits for 16-bit sources; other sources (floating point, 32 bits) are scaled linearly from
     their lowest and highest value to 16 bits. Pictures stacked as channels give one gray ``restoration_<channel>.png``
-    each, counted from 0.
+    each, counted from 0. All lie on the picture as viewers show it, turned as its EXIF orientation says.
 
     Args:
         folder: the case's folder. One that exists is replaced whole, so that no file of an earlier run stays behind:
@@ -142,7 +145,9 @@ class _Grid:
             image = self._image_class(voxels, self._affine)
             image.header.set_xyzt_units("mm")
             image.set_sform(self._affine, code="scanner")
-            image.set_qform(self._affine, code="scanner")
+            axes = self._affine[:3, :3] / np.linalg.norm(self._affine[:3, :3], axis=0)
+            rigid = np.allclose(axes.T @ axes, np.eye(3), atol=_PERPENDICULAR)
+            image.set_qform(self._affine, code="scanner" if rigid else "unknown")
         else:
             # affine=None leaves the header's own geometry untouched
             image = self._image_class(voxels, None, self._header)

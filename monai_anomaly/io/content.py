@@ -13,7 +13,7 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import is_dicom_file
-from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix, upright
 
 __all__ = ["content_hash", "shown_digest"]
 
@@ -52,6 +52,9 @@ def shown_digest(path: Path, most: int = -1) -> str:
     Args:
         path: of a scan.
         most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
+
+    Raises:
+        InputError: where the file cannot be read or is damaged.
     """
     try:
         if path.is_dir():
@@ -62,7 +65,7 @@ def shown_digest(path: Path, most: int = -1) -> str:
             from PIL import Image
 
             with Image.open(path) as picture:
-                pixels = np.asarray(picture)
+                pixels = upright(np.asarray(picture), picture)
             return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
         if suffix in NIFTI_SUFFIXES:
             with gzip.open(path) if suffix.endswith(".gz") else path.open("rb") as file:
@@ -74,8 +77,9 @@ def shown_digest(path: Path, most: int = -1) -> str:
                     if most >= 0 and (most := most - len(block)) <= 0:
                         break
             return digest.hexdigest()
-    except (OSError, EOFError, ValueError, zlib.error):
-        pass  # a broken file has its own bytes alone; reading it as a scan says what is wrong
+    # Pillow answers some broken PNG chunks with SyntaxError.
+    except (OSError, EOFError, SyntaxError, ValueError, zlib.error) as error:
+        raise InputError(path, f"cannot be read ({error})", "Copy or export the file again.") from error
     return _file_hash(path)
 
 

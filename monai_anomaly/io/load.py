@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.data import ITKReader, MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
@@ -30,12 +31,15 @@ __all__ = [
     "Voxels",
     "read_voxels",
     "scan_suffix",
+    "upright",
 ]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
 
+# Bytes that are read at once where only checksums count.
+_BLOCK = 1 << 20
 # Channels of one scan must lie on the same grid to this distance.
 _SAME_GRID_MM = 1e-3
 # Pillow modes that are converted because their numbers are no intensities (palette), or carry alpha or ink.
@@ -141,11 +145,9 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
-    reader = NibabelReader()
     try:
-        image = reader.read(path)
-        # The reader may exchange the sform for the qform where pixdim disagrees; viewers and writers do not.
-        affine = np.array(nib.load(path).affine, dtype=np.float64)
+        image: Any = nib.load(path)
+        affine = np.array(image.affine, dtype=np.float64)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
             name = "RGB" if kind.names else str(kind)
@@ -156,13 +158,26 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         if len(shape) < 2 or any(size > 1 for size in shape[4:]):
             raise InputError(path, f"has shape {shape}", "Only 2-D, 3-D and 4-D (time series) images are read.")
         chosen = choose_volume(path, time_point, shape[3] if len(shape) > 3 else 1)
-        if len(shape) > 3 and shape[3] > 1:
-            # Only the chosen volume is read and scaled.
-            image = image.slicer[:, :, :, chosen : chosen + 1]
-        array, _ = reader.get_data(image)
+        # Only the chosen volume is kept and scaled.
+        part = (slice(None),) * 3 + (slice(chosen, chosen + 1),) if len(shape) > 3 else ()
+        array = _stored_voxels(path, image.dataobj, part)
     except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error) as error:
         raise InputError(path, f"cannot be read as NIfTI ({error})", "Copy or export the file again.") from error
     return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti")
+
+
+def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
+    """A part of a NIfTI file's voxels, scaled. gzip's checksums, which follow the voxels, are checked on the way."""
+    from nibabel.arrayproxy import ArrayProxy
+
+    if not path.name.lower().endswith(".gz"):
+        return np.asarray(proxy[part])
+    with gzip.open(path) as stream:
+        layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+        array = np.asarray(ArrayProxy(stream, layout)[part])
+        while stream.read(_BLOCK):
+            pass
+    return array
 
 
 def _read_dicom(path: Path, time_point: int | None) -> Voxels:
@@ -174,14 +189,15 @@ def _read_dicom(path: Path, time_point: int | None) -> Voxels:
 
 
 def _read_picture(path: Path) -> Voxels:
+    from PIL import Image
     from PIL.Image import DecompressionBombError
 
-    reader = PILReader(converter=_without_alpha, reverse_indexing=False)
     try:
         if _is_deep_colour(path):
             array = _read_deep_colour(path)
         else:
-            array, _ = reader.get_data(reader.read(path))
+            with Image.open(path) as picture:
+                array = upright(np.asarray(_without_alpha(picture)), picture)
     # Pillow answers some broken PNG chunks with SyntaxError, ITK everything with RuntimeError.
     except (OSError, SyntaxError, RuntimeError, DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[-1]
@@ -197,6 +213,28 @@ def _without_alpha(picture: Image) -> Image:
         raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one picture per file.")
     mode = _PILLOW_CONVERSIONS.get(picture.mode)
     return picture.convert(mode) if mode else picture
+
+
+def upright(array: np.ndarray, picture: Image) -> np.ndarray:
+    """Turn a 2-D image as viewers show it.
+
+    Args:
+        array: (rows, columns) or (rows, columns, C), as stored.
+        picture: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
+
+    Returns:
+        The array flipped or turned by the tag; as it is where there is none.
+    """
+    picture.load()
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except SyntaxError:  # no EXIF that can be read: viewers show the image as stored
+        orientation = 1
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 def _is_deep_colour(path: Path) -> bool:
@@ -222,6 +260,7 @@ def _is_deep_colour(path: Path) -> bool:
 def _read_deep_colour(path: Path) -> np.ndarray:
     """(rows, columns, C) float32 of a picture of several components at 16 bits or in floats."""
     import itk
+    from PIL import Image
 
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
@@ -238,6 +277,9 @@ def _read_deep_colour(path: Path) -> np.ndarray:
     pixel = itk.F if components == 1 else itk.Vector[itk.F, components]
     reader = ITKReader(reverse_indexing=True, pixel_type=pixel)
     array, _ = reader.get_data(reader.read(path))
+    if scan_suffix(path).lower() == ".png":  # ITK heeds the tag of TIFF files alone
+        with Image.open(path) as picture:
+            array = upright(array, picture)
     # Gray + alpha and colour + alpha lose the alpha.
     return array[..., : components - 1] if components in (2, 4) else array
 
@@ -246,8 +288,10 @@ class LoadScan(Transform):
     """Read a scan: a NIfTI volume, a DICOM series, a picture, or several co-registered files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
-    pictures are (C, rows, columns, 1) with the identity. Intensities are the stored ones after the file's own scaling
-    (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept exactly, alpha channels are dropped.
+    pictures are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
+    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the
+    stored ones after the file's own scaling (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept
+    exactly, alpha channels are dropped.
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"picture"``), ``source`` (absolute paths as given, one per

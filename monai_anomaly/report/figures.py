@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.load import upright
 from monai_anomaly.report.evaluation import KINDS, CaseSlice, Curve
 from monai_anomaly.report.overview import _gray_or_colour, _View
 
@@ -289,7 +290,8 @@ def load_slice(case: str, given: CaseSlice) -> CaseSlice:
             return None if source is None else np.asarray(source)
         try:
             with Image.open(source) as picture:
-                return np.asarray(picture.convert("RGB") if picture.mode in ("P", "RGBA", "CMYK") else picture)
+                plain = picture.convert("RGB") if picture.mode in ("P", "RGBA", "CMYK") else picture
+                return upright(np.asarray(plain), picture)
         except OSError as error:
             raise InputError(source, f"cannot be read ({error})", "The report needs it as a picture.") from error
 

@@ -220,9 +220,21 @@ def _resize(stack: Tensor, size: Sequence[int]) -> Tensor:
     # A few slices at a time: the whole stack is not copied into another order and back.
     for part, scaled in zip(stack.split(_SLICES_AT_ONCE, dim=3), out.split(_SLICES_AT_ONCE, dim=3)):
         slices = part.permute(3, 0, 1, 2).float()
-        resized = F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-        scaled.copy_(resized.permute(1, 2, 3, 0))
+        scaled.copy_(resize_plane(slices, size).permute(1, 2, 3, 0))
     return out
+
+
+def resize_plane(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, smoothed first where it shrinks; (N, C, H, W) float32 to (N, C, *size)."""
+    height, width = size
+    if tuple(images.shape[2:]) == (height, width):
+        return images
+    if width == 1:  # antialiased interpolation of torch 2.13 is wrong where the last axis comes to one pixel
+        pixels = images.shape[3]
+        weight = 1 - (torch.arange(pixels, device=images.device) + 0.5 - pixels / 2).abs() / pixels
+        column = images @ (weight / weight.sum())[:, None]
+        return resize_plane(column.transpose(2, 3), (1, height)).transpose(2, 3)
+    return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _place(stack: Tensor, offset: Sequence[int], window: Sequence[int]) -> Tensor:

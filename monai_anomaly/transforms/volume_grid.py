@@ -15,7 +15,14 @@ from torch import Tensor
 
 from monai_anomaly.exceptions import InputError
 
-from .slice_grid import _LARGEST_LOSS, _meta_without_affine, _reorient, _reorientation, _reorientation_affine
+from .slice_grid import (
+    _LARGEST_LOSS,
+    _meta_without_affine,
+    _reorient,
+    _reorientation,
+    _reorientation_affine,
+    resize_plane,
+)
 
 __all__ = ["VolumeGrid", "VolumeGridD", "VolumeGridDict", "VolumeGridd"]
 
@@ -138,14 +145,8 @@ def _resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(volume.shape[1:]) == tuple(size):
         return volume
     # torch smooths before shrinking in 2-D alone, and the filter is separable: the last two axes, then the first.
-    volume = _resize_plane(volume.float(), (size[1], size[2]))
-    return _resize_plane(volume.transpose(1, 2), (size[0], size[2])).transpose(1, 2)
-
-
-def _resize_plane(volume: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(volume.shape[2:]) == size:
-        return volume
-    return F.interpolate(volume, size=size, mode="bilinear", align_corners=False, antialias=True)
+    volume = resize_plane(volume.float(), (size[1], size[2]))
+    return resize_plane(volume.transpose(1, 2), (size[0], size[2])).transpose(1, 2)
 
 
 def _place(volume: Tensor, offset: Sequence[int], window: Sequence[int]) -> Tensor:
