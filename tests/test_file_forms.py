@@ -262,7 +262,7 @@ def test_masks_of_a_layout_may_have_names_of_bids(tmp_path: Path) -> None:
 
 def test_discs_hold_their_series(tmp_path: Path) -> None:
     disc, files = tmp_path / "discs" / "one", FileSet()
-    write_dicom(tmp_path / "flat", 1)
+    write_dicom(tmp_path / "flat", 2)
     for file in sorted((tmp_path / "flat").iterdir()):
         dataset = dcmread(file)
         dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "120000", "1"

@@ -40,8 +40,8 @@ def write_case(
     fields of its header bit for bit (shape, qform, sform, both codes, voxel sizes, units), for others the affine of
     the scan as qform and sform, code 1 (scanner), in mm. A sheared stack (CT with gantry tilt) has no qform (code 0),
     since a qform cannot state it: ITK, which reads no sheared image, then raises an error. gzip runs at level 1: float
-    maps hardly shrink further, and higher levels take several times as long. Header extensions and free text of the source, which may name the
-    patient, are not copied.
+    maps hardly shrink further, and higher levels take several times as long. Header extensions and free text of the
+    source, which may name the patient, are not copied.
 
     A picture gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
     and below, brightest at this map's own maximum: to be looked at, not measured), ``restoration.png`` and
