@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from monai_anomaly.engines import StackInferer, load_detector
+from monai_anomaly.transforms import foreground_mask
 
 # Slices with less foreground than this share of the largest one hold too little brain for a detector of brain slices.
 LEAST_TISSUE = 0.3
@@ -41,7 +42,7 @@ def back(slices: np.ndarray) -> np.ndarray:
 def map_of(volume: np.ndarray, files: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Map and reconstruction of a volume in RAS order, and which slices were looked at."""
     slices = front_up(volume)
-    foreground = (slices > np.percentile(slices, 99) * 0.1 + slices.min() * 0.9).sum(axis=(1, 2))
+    foreground = front_up(foreground_mask(torch.from_numpy(volume)).numpy()).sum(axis=(1, 2))
     chosen = foreground >= LEAST_TISSUE * foreground.max()
     found, restored = np.zeros(slices.shape, np.float32), slices.astype(np.float32).copy()
     inferer = StackInferer()
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("models", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("files", nargs="+", help="volume and reference mask, in turn")
+    parser.add_argument("--threshold", type=float, help="of the map, for a detector without calibration patients")
     options = parser.parse_args(arguments)
     if len(options.files) % 2:
         parser.error("name a reference mask for each volume")
@@ -87,11 +89,11 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     files = load_detector(options.models)
     maxima = files.network.calibration.map_maxima
     # the highest value that any calibration patient's map has
-    threshold = float(maxima.max()) if maxima.numel() else None
+    threshold = options.threshold if options.threshold is not None else float(maxima.max()) if maxima.numel() else None
     rows = []
     for number, (volume_file, mask_file) in enumerate(zip(options.files[::2], options.files[1::2]), start=1):
         image = nib.as_closest_canonical(nib.load(volume_file))
-        volume = np.asarray(image.dataobj, dtype=np.float32)
+        volume = np.array(image.dataobj, dtype=np.float32, order="C")
         lesion = np.asarray(nib.as_closest_canonical(nib.load(mask_file)).dataobj) > 0
         found, restored, chosen = map_of(volume, files)
         truth, values = lesion[..., chosen].ravel(), found[..., chosen].ravel()

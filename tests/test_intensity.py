@@ -256,3 +256,14 @@ def test_a_padded_frame_changes_nothing_inside(padding: float, width: int) -> No
     transform = NormalizeForeground(0.5, 90.0, headroom=1.6)
     inside = transform(framed).as_tensor()[:, width:-width, width:-width]
     torch.testing.assert_close(inside, transform(plain).as_tensor(), rtol=0, atol=1e-3)
+
+
+def test_negative_ringing_leaves_the_background_background() -> None:
+    random = np.random.default_rng(0)
+    brain = np.zeros((1, 40, 40, 16), np.float32)
+    brain[:, 12:28, 12:28] = random.normal(100, 10, (1, 16, 16, 16))
+    expected = foreground_mask(torch.from_numpy(brain[0]))
+    brain[0, 11, 12:28, ::8] = -16 * random.random((16, 2))
+    found = foreground_mask(torch.from_numpy(brain[0]))
+    assert torch.equal(found, expected)
+    assert found.float().mean() == pytest.approx(16 * 16 / 40**2)

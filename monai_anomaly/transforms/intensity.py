@@ -29,6 +29,8 @@ _PADDING_GAP = 0.25
 _OUTLIERS = 0.001
 # More of all else than this near its lower end is a background of its own.
 _BACKGROUND = 0.2
+# A rare tail of negative values longer than this share of the range is ringing of an interpolation.
+_TAIL = 0.05
 # Air in Hounsfield units.
 _AIR = (-1100.0, -900.0)
 # Scanners and converters fill with the ends of 16 bits.
@@ -40,7 +42,8 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
 
     ``low`` is the least value and ``high`` the 99th percentile. It holds for MR (background near 0), for CT in
     Hounsfield units (air is the least value) and for 2-D images on a black ground; where there is no background at all,
-    nearly everything is foreground. Neither is taken from padding (see ``foreground_mask``).
+    nearly everything is foreground. Neither is taken from padding (see ``foreground_mask``), nor is a long tail of
+    rare negative values, as interpolation leaves around bright edges.
 
     Args:
         channel: any shape, finite.
@@ -63,6 +66,8 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
             is_padding = rare or background > _BACKGROUND or _AIR[0] <= first <= _AIR[1]
             if first - low > _PADDING_GAP * (last - first) > 0 and is_padding:
                 low, high = first, last
+            elif (tail := float(np.percentile(values, 1))) - low > _TAIL * (high - tail):
+                low = tail
     return low + fraction * (high - low)
 
 
