@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks import convert_to_onnx
+from monai.transforms import RandFlip
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -164,12 +165,18 @@ class _Slices:
             texture = 0.5 + 0.1 * np.sin(4 * x + random.uniform(0, 0.5))
             self.images.append(torch.from_numpy((disc * texture)[None].astype(np.float32)))
         self.hashes = [f"{seed}-{i}" for i in range(count)]
+        self.augment: RandFlip | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self.images[index]}
+        image = self.images[index]
+        return {"image": image if self.augment is None else torch.as_tensor(self.augment(image))}
+
+    def set_random_state(self, seed: int) -> None:
+        if self.augment is not None:
+            self.augment.set_random_state(seed)
 
     def scans(self) -> Any:
         return iter(torch.stack(self.images).split(1))
@@ -239,6 +246,26 @@ def test_the_noise_that_finds_lesions_best_is_taken_and_told(tmp_path: Path) -> 
     assert told["noise_trials"][1]["pixel_ap"] > told["noise_trials"][0]["pixel_ap"]
     assert told["noise"]["std"] == [0.2, 0.2]
     assert json.loads(json.dumps(told)) == told
+
+
+def test_trials_of_the_noise_are_the_same_each_time() -> None:
+    def told() -> list[dict[str, Any]]:
+        detector = network()
+        trainer = trainer_of(detector, 1, noise_choices=[{"std": 0.2}, {"std": 0.2}], trial_epochs=2, lesions=lesions())
+        dataset: Any = trainer.data_loader.dataset
+        dataset.augment = RandFlip(prob=0.5, spatial_axis=0)
+        trainer.prepare()
+        return trainer.choices()["noise_trials"]
+
+    once = told()
+    assert once == told()
+    # equal candidates have equal figures: the augmentation too starts anew for each
+    assert once[0]["pixel_ap"] == once[1]["pixel_ap"]
+
+
+def test_choosing_by_lesions_needs_validation_scans() -> None:
+    with pytest.raises(InputError, match=r"no validation scan can be used\. Pass --validation_fraction"):
+        SyntheticLesionSelection(None)
 
 
 def test_the_map_that_finds_lesions_best_is_taken(tmp_path: Path) -> None:

@@ -811,9 +811,10 @@ def test_report_leaves_pyplot_alone(tmp_path: Path) -> None:
         "import sys\n"
         "from monai_anomaly.report.evaluation import CaseResult, Evaluation, ReportMethod\n"
         "from monai_anomaly.report.page import write_report\n"
-        "sys.modules['matplotlib.pyplot'] = None  # importing it from here on is an error\n"
+        "assert 'matplotlib' not in sys.modules\n"
         "cases = [CaseResult('a', 1.0), CaseResult('b', 2.0)]\n"
         "write_report(sys.argv[1], Evaluation('t', ReportMethod('m', '0', ''), [], cases=cases))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "r.html")], check=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -16,21 +16,11 @@ from monai_anomaly.losses import DenoisingLoss
 from monai_anomaly.networks import DenoisingAutoencoder
 from monai_anomaly.transforms import RandCoarseNoise
 
+from .reconstruction import Reconstruction
 from .selection import SyntheticLesionSelection
 from .stages import StageTrainer, distributed
 
 __all__ = ["DenoisingTrainer"]
-
-
-class _Reconstruction(nn.Module):
-    """``network.reconstruct`` as a module's forward, which is what averages gradients over processes."""
-
-    def __init__(self, network: DenoisingAutoencoder) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.reconstruct(image)
 
 
 class DenoisingTrainer(StageTrainer):
@@ -90,7 +80,7 @@ class DenoisingTrainer(StageTrainer):
             train_handlers=train_handlers,
             lr_schedulers=lr_schedulers,
         )
-        self.bare = _Reconstruction(network)
+        self.bare = Reconstruction(network)
         self.module = distributed(self.bare)
         self.denoiser = network
         self.optimizer = optimizer
@@ -112,9 +102,13 @@ class DenoisingTrainer(StageTrainer):
         optimizer = copy.deepcopy(self.optimizer.state_dict())
         noise = self.noise
         candidates = []
-        for number, choice in enumerate(self.noise_choices):
+        dataset: Any = getattr(self.data_loader, "dataset", None)
+        for choice in self.noise_choices:
             self.noise = RandCoarseNoise(**{**noise.config, **choice})
-            torch.manual_seed(number)  # the trials differ in nothing but the noise and its draws
+            # the same batches, augmentation and seeds of noise in every trial
+            torch.manual_seed(0)
+            if hasattr(dataset, "set_random_state"):
+                dataset.set_random_state(0)
             for _ in range(self.trial_epochs):
                 for batch in self.data_loader:
                     self.training_step(self.to_device(batch))

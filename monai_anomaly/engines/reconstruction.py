@@ -16,14 +16,14 @@ from monai_anomaly.networks import AnomalyDetector
 
 from .stages import StageTrainer, distributed
 
-__all__ = ["ReconstructionTrainer"]
+__all__ = ["Reconstruction", "ReconstructionTrainer"]
 
 
 class _Reconstructs(Protocol):
     def reconstruct(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
-class _Reconstruction(nn.Module):
+class Reconstruction(nn.Module):
     """``network.reconstruct`` as a module's forward, which is what averages gradients over processes."""
 
     def __init__(self, network: AnomalyDetector) -> None:
@@ -85,7 +85,7 @@ class ReconstructionTrainer(StageTrainer):
             train_handlers=train_handlers,
             lr_schedulers=lr_schedulers,
         )
-        self.bare = _Reconstruction(network)
+        self.bare = Reconstruction(network)
         self.module = distributed(self.bare)
         self.optimizer = optimizer
         self.loss_function = loss_function or SquaredErrorLoss()

@@ -22,6 +22,8 @@ from .training_data import ImageBatches
 
 __all__ = ["SyntheticLesionSelection"]
 
+_REMEDY = "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation."
+
 
 class SyntheticLesionSelection:
     """Keeps the weights whose anomaly maps rank the pixels of fixed synthetic lesions best.
@@ -32,7 +34,7 @@ class SyntheticLesionSelection:
     detector whose maps need fitted statistics gets them fitted for the figure alone.
 
     Args:
-        held_out: images of the validation patients.
+        held_out: images of the validation patients; None or none at all is an error.
         training: images that statistics of a detector are fitted on.
         batch_size: images in one forward pass.
         lesions: draws them; None: all kinds at their default sizes.
@@ -52,7 +54,7 @@ class SyntheticLesionSelection:
 
     def __init__(
         self,
-        held_out: SliceDataset,
+        held_out: SliceDataset | None,
         training: SliceDataset | None = None,
         batch_size: int = 8,
         lesions: RandSyntheticLesion | None = None,
@@ -60,13 +62,14 @@ class SyntheticLesionSelection:
         most_pixels: int = 2**17,
         seed: int = 0,
     ) -> None:
-        self.held_out, self.training, self.batch_size = held_out, training, batch_size
+        self.training, self.batch_size = training, batch_size
         self.lesions = lesions or RandSyntheticLesion()
         self.most_images, self.most_pixels, self.seed = most_images, most_pixels, seed
-        count = len(held_out)
-        self.indices: list[int] = []
-        if count:
-            self.indices = np.unique(np.linspace(0, count - 1, min(most_images, count)).round().astype(int)).tolist()
+        if held_out is None or not len(held_out):
+            raise InputError("synthetic lesions", "no validation scan can be used", _REMEDY)
+        self.held_out, count = held_out, len(held_out)
+        places = np.linspace(0, count - 1, min(most_images, count)).round().astype(int)
+        self.indices: list[int] = np.unique(places).tolist()
         self.rows: list[dict[str, Any]] = []
         self._best: dict[str, Tensor] | None = None
         self.lesion_share = self._lesion_share()
@@ -235,9 +238,6 @@ class SyntheticLesionSelection:
         return torch.from_numpy(np.sort(generator.choice(size, self.most_pixels, replace=False)))
 
     def _lesion_share(self) -> float:
-        remedy = "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation."
-        if not self.indices:
-            raise InputError("select_by", "no validation scan can be used", remedy)
         inside, total = 0.0, 0
         for number in range(len(self.indices)):
             mask = self.image(number)[1].flatten()
@@ -245,7 +245,7 @@ class SyntheticLesionSelection:
             inside += float(mask.sum())
             total += mask.numel()
         if not inside:
-            raise InputError("select_by", "no validation scan has a foreground to put a lesion in", remedy)
+            raise InputError("synthetic lesions", "no validation scan has a foreground to put a lesion in", _REMEDY)
         return inside / total
 
 
@@ -276,6 +276,6 @@ def selection_named(
         raise InputError(
             "select_by",
             "choosing the epoch needs validation patients, and there are none",
-            "Pass --validation_fraction 0.1 (two or more training patients), or list them under validation.",
+            _REMEDY,
         )
     return SyntheticLesionSelection(held_out, training, batch_size)

@@ -16,6 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
+from monai_anomaly.io.picture_files import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,6 @@ __all__ = [
     "Voxels",
     "read_voxels",
     "scan_suffix",
-    "upright",
 ]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -213,28 +213,6 @@ def _without_alpha(picture: Image) -> Image:
         raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one picture per file.")
     mode = _PILLOW_CONVERSIONS.get(picture.mode)
     return picture.convert(mode) if mode else picture
-
-
-def upright(array: np.ndarray, picture: Image) -> np.ndarray:
-    """Turn a 2-D image as viewers show it.
-
-    Args:
-        array: (rows, columns) or (rows, columns, C), as stored.
-        picture: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
-
-    Returns:
-        The array flipped or turned by the tag; as it is where there is none.
-    """
-    picture.load()
-    try:
-        orientation = picture.getexif().get(0x0112, 1)
-    except SyntaxError:  # no EXIF that can be read: viewers show the image as stored
-        orientation = 1
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 def _is_deep_colour(path: Path) -> bool:

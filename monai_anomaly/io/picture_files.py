@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["list_pictures", "natural_key", "picture_reader", "picture_size", "read_mask", "read_picture"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["list_pictures", "natural_key", "picture_reader", "picture_size", "read_mask", "read_picture", "upright"]
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
 # Whose compression blurs.
@@ -111,3 +115,25 @@ def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
         shapes = f"{marked.shape[0]} x {marked.shape[1]} pixels, its picture {size[0]} x {size[1]}"
         raise InputError(path, f"has {shapes} (rows x columns)", f"It belongs to {picture}; fetch both again.")
     return marked
+
+
+def upright(array: np.ndarray, picture: Image) -> np.ndarray:
+    """Turn a 2-D image as viewers show it.
+
+    Args:
+        array: (rows, columns) or (rows, columns, C), as stored.
+        picture: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
+
+    Returns:
+        The array flipped or turned by the tag; as it is where there is none.
+    """
+    picture.load()
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except SyntaxError:  # no EXIF that can be read: viewers show the image as stored
+        orientation = 1
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array

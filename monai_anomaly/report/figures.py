@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.load import upright
+from monai_anomaly.io.picture_files import upright
 from monai_anomaly.report.evaluation import KINDS, CaseSlice, Curve
 from monai_anomaly.report.overview import _gray_or_colour, _View
 

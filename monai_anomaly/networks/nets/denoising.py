@@ -45,7 +45,8 @@ class DenoisingAutoencoder(AnomalyDetector):
         background: a pixel that no channel exceeds it in is background: no noise, no loss, and 0 in the map. 0 is the
             background of ``NormalizeForeground``. None: all pixels count.
         mirror_axis: spatial axis (from 0) whose mirror image is reconstructed too; both results are averaged. None:
-            the image alone. In slices of volumes axis 0 is left to right, in 2-D image files it is axis 1.
+            the image alone. Left to right is axis 0 in axial and coronal slices and in volumes, axis 1 in 2-D image
+            files; sagittal slices have no such axis.
         median_size: side of the median filter in pixels, odd; 1: none. Kascenas et al. have 5.
         sigma: of the Gaussian filter in pixels; 0: none.
 
