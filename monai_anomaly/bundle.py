@@ -129,12 +129,18 @@ def tell_results(output_dir: str | Path) -> None:
     """
     folder = Path(output_dir)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    method = metrics["settings"]["method"]["name"]
+    values = {
+        (row["level"], row["metric"]): row["value"]
+        for row in metrics["figures"]
+        if row["detector"] == method and not row["group"]
+    }
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     most = max(rows, key=lambda row: float(row["anomaly_score"]))["case"]
     figures = "; ".join(
         f"{level} "
-        + ", ".join(f"{name} {metrics[level][name]:.3f}" for name in names if metrics[level][name] is not None)
+        + ", ".join(f"{name} {values[level, name]:.3f}" for name in names if values[level, name] is not None)
         for level, names in (("image", ("auroc", "ap")), ("pixel", ("auroc", "ap", "best_dice")))
     )
     network = json.loads((folder / "models" / "detector.json").read_text(encoding="utf-8"))["network"]

@@ -18,6 +18,7 @@ from bundle_runs import (
     SMALL,
     command,
     detect,
+    figures_of,
     head,
     refusal,
     run_bundle,
@@ -111,13 +112,13 @@ def test_predictions_and_metrics_are_those_of_the_written_files(evaluated: Path,
         maps.append(voxels(evaluated / item["case"] / "anomaly_map.nii.gz").ravel())
         masks.append(np.zeros_like(maps[-1]) if item["mask"] is None else voxels(item["mask"]).ravel())
     pixels, truth = np.concatenate(maps), np.concatenate(masks)
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["image"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert metrics["image"]["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    assert metrics["pixel"]["auroc"] == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
-    assert metrics["pixel"]["ap"] == pytest.approx(average_precision_score(truth, pixels), abs=1e-12)
+    found = {(row.level, row.metric): row.value for row in figures_of(evaluated).where(detector="ProxyAno", group="")}
+    assert found["image", "auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found["image", "ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert found["pixel", "auroc"] == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
+    assert found["pixel", "ap"] == pytest.approx(average_precision_score(truth, pixels), abs=1e-12)
     tried = [2 * (truth * (pixels >= t)).sum() / (truth.sum() + (pixels >= t).sum()) for t in pixels[truth == 1]]
-    assert metrics["pixel"]["best_dice"] == pytest.approx(max(tried), abs=1e-12)
+    assert found["pixel", "best_dice"] == pytest.approx(max(tried), abs=1e-12)
 
 
 def test_a_score_does_not_depend_on_the_other_scans(evaluated: Path, trained: Path, tmp_path: Path) -> None:
@@ -163,10 +164,10 @@ def test_a_rate_needs_its_calibration_patients(
     assert {(row["flagged"], row["threshold"], row["alpha"]) for row in rows} == {("", "", "")}
     assert {row["no_mask"] for row in rows} == {"alpha is None: none are asked for"}
     assert all(0 < float(row["p_value"]) <= 1 for row in rows)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["image"]["auroc"] is not None
-    assert metrics["decisions"]["scan"] is None
-    assert metrics["evaluation"]["calibration"]["alpha"] is None
+    figures = figures_of(tmp_path)
+    assert figures.value("ProxyAno", "image", "auroc") is not None
+    assert figures.find("ProxyAno", "image", "accuracy") is None
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["calibration"]["alpha"] is None
     page = (tmp_path / "report.html").read_text()
     assert "none was asked for" in page
     assert "not calibrated" not in page

@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import table
+from bundle_runs import cohort_evaluator, table
 
 from monai_anomaly.calibration import ScanTail
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import (
-    CohortEvaluator,
     StackInferer,
     calibrate,
     load_detector,
@@ -97,15 +96,8 @@ def test_calibration_and_files(tmp_path: Path) -> None:
     state = again.network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in ensemble.state_dict().items())
     # a whole run, slices without tissue included
-    evaluator = CohortEvaluator(
-        again.network,
-        again.preprocessing,
-        scan_loader(write(tmp_path, 2, seed=1), again.preprocessing),
-        tmp_path / "out",
-        overview_slices=0,
-        calibrated_map="logp",
-        progress=False,
-    )
+    loader = scan_loader(write(tmp_path, 2, seed=1), again.preprocessing)
+    evaluator = cohort_evaluator(again.network, again.preprocessing, loader, tmp_path / "out", calibrated_map="logp")
     evaluator.run()
     evaluator.finish()
     assert all(0 < float(row["p_value"]) <= 1 for row in table(tmp_path / "out" / "predictions.csv"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_runs import detect, refusal, train_small, write_nifti
+from bundle_runs import detect, figures_of, refusal, train_small, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -277,8 +277,7 @@ def test_a_test_set_of_one_class_is_evaluated(kept: str, trained: Path, tiny_coh
     text = (tmp_path / "out" / "metrics.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    metrics = json.loads(text)["image"]
-    undefined = [key for key in metrics if "auroc" in key]
+    undefined = figures_of(tmp_path / "out").where(level="image", metric="auroc")
     assert undefined
-    assert all(metrics[key] is None or isinstance(metrics[key], dict) for key in undefined)
+    assert all(row.value is None and row.note for row in undefined)
     assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == len(test) + 1

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import detect, head, refusal, table, train_small, write_nifti
+from bundle_runs import cohort_evaluator, detect, figures_of, head, refusal, table, train_small, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from monai_anomaly.data import Cohort, ScanDataset, ScanPreprocessing, SliceDataset
 from monai_anomaly.engines import (
-    CohortEvaluator,
     ImageReconstructionTrainer,
     ProxyExtractionTrainer,
     StackInferer,
@@ -401,9 +400,7 @@ def test_a_volume_is_run_whole_and_its_map_lies_on_the_scan(tmp_path: Path, rest
     assert torch.equal(output.anomaly_map, stack.as_tensor() * 3)
     assert torch.equal(output.anomaly_score, (stack.as_tensor().max() * 3)[None])
     assert (output.restoration is not None) == restores
-    evaluator = CohortEvaluator(
-        network, chain, scan_loader(data, chain), tmp_path / "out", overview_slices=1, progress=False
-    )
+    evaluator = cohort_evaluator(network, chain, scan_loader(data, chain), tmp_path / "out", overview_slices=1)
     evaluator.run()
     assert not evaluator.failures
     for item in data:
@@ -503,8 +500,7 @@ def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohor
     assert described["calibration_patients"] == 19
     out = detect(volumes_run, tmp_path / "out", tiny_cohort, "evaluate", overview_slices=1)
     assert len(table(out / "predictions.csv")) == 5
-    pixel = json.loads((out / "metrics.json").read_text())["pixel"]
-    assert 0 <= pixel["auroc"] <= 1
+    assert 0 <= (figures_of(out).value("Autoencoder", "pixel", "auroc") or -1) <= 1
     for seed, case in ((90, "a0"), (91, "a1")):  # as stored in RAS order, and in another
         voxels, _, affine = head(seed)
         (folder,) = [f.parent for f in out.rglob("anomaly_map.nii.gz") if f.parent.name.endswith(case)]

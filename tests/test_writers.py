@@ -26,8 +26,8 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_folder, atomic_path, ensure_writable
 from monai_anomaly.io.case import write_case
 from monai_anomaly.io.tables import write_csv, write_json
-from monai_anomaly.report.curves import draw_loss_curves
 from monai_anomaly.report.overview import _View, _worst_slices, draw_overview
+from monai_anomaly.report.plots import draw_loss_curves
 
 
 def as_scan(array: np.ndarray, affine: np.ndarray, **meta: Any) -> MetaTensor:
@@ -568,7 +568,7 @@ def test_loss_curves(tmp_path: Path) -> None:
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from monai_anomaly.report.curves import draw_loss_curves\n"
+        "from monai_anomaly.report.plots import draw_loss_curves\n"
         "assert 'matplotlib' not in sys.modules\n"
         "draw_loss_curves(sys.argv[1], [{'stage': 's', 'epoch': 1, 'train_loss': 1.0, 'val_loss': 2.0}])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -10,12 +10,29 @@ from .deep_svdd import DCAETrainer, DeepSVDDTrainer
 from .denoising import DenoisingTrainer
 from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
 from .ensemble import load_members
-from .evaluation import EvaluationRecorder
+from .evaluator import CohortEvaluator, ScanEvents, raise_for_failures
 from .ganomaly import GANomalyTrainer
+from .handlers import (
+    DriftHandler,
+    LesionTableHandler,
+    MetricsHandler,
+    PredictionsHandler,
+    ReportHandler,
+    thresholds_of,
+)
 from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
-from .inference import CohortEvaluator
 from .inferer import StackInferer, scan_loader
 from .itae import HalvingLR, ITAETrainer
+from .postprocessing import (
+    CalibratedMapd,
+    CleanMaskd,
+    LoadReferenced,
+    MaskAboveThresholdd,
+    PValued,
+    RunBaselinesd,
+    SaveCased,
+    ToScanVoxelsd,
+)
 from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
 from .reconstruction import ReconstructionTrainer
 from .selection import SyntheticLesionSelection
@@ -24,6 +41,8 @@ from .training import DetectorTraining
 from .training_data import ImageBatches, TrainingData
 
 __all__ = [
+    "CalibratedMapd",
+    "CleanMaskd",
     "CohortEvaluator",
     "DAADTrainer",
     "DCAETrainer",
@@ -33,7 +52,7 @@ __all__ = [
     "DenoisingTrainer",
     "DetectorFiles",
     "DetectorTraining",
-    "EvaluationRecorder",
+    "DriftHandler",
     "EncoderAutoencoder",
     "EncoderPretrainingTrainer",
     "HFRAETrainer",
@@ -41,10 +60,21 @@ __all__ = [
     "ITAETrainer",
     "ImageBatches",
     "ImageReconstructionTrainer",
+    "LesionTableHandler",
+    "LoadReferenced",
+    "MaskAboveThresholdd",
+    "MetricsHandler",
+    "PValued",
+    "PredictionsHandler",
     "ProxyExtractionTrainer",
+    "ReportHandler",
+    "RunBaselinesd",
+    "SaveCased",
+    "ScanEvents",
     "StackInferer",
     "StageTrainer",
     "SyntheticLesionSelection",
+    "ToScanVoxelsd",
     "TrainingData",
     "calibrate",
     "check_unseen",
@@ -56,9 +86,11 @@ __all__ = [
     "load_detector",
     "load_members",
     "own_encoder_source",
+    "raise_for_failures",
     "save_detector",
     "scan_loader",
     "still_improving",
+    "thresholds_of",
     "train_stages",
     "GANomalyTrainer",
     "ReconstructionTrainer",

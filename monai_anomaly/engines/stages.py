@@ -25,7 +25,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.report.curves import draw_loss_curves
+from monai_anomaly.report.plots import draw_loss_curves
 
 from .selection import SyntheticLesionSelection
 

@@ -24,7 +24,7 @@ from monai_anomaly.networks import AnomalyDetector
 from .baselines import fit_baselines, forget_baselines
 from .calibration import calibrate, fit_slice_statistics
 from .detector_files import save_detector
-from .inference import raise_for_failures
+from .evaluator import raise_for_failures
 from .inferer import StackInferer
 from .selection import SyntheticLesionSelection, selection_named
 from .stages import StageTrainer, first_process, train_stages

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from .evaluators import (
-    ImageScoreHandler,
-    ImageScoreMetric,
-    LesionDetectionHandler,
-    LesionDetectionMetric,
-    PixelMapHandler,
-    PixelMapMetric,
-)
+from .cohort import CohortFigures, Curve, Thresholds
+from .figures import LEVELS, METRICS, Figure, FigureTable, Metric, group_parts
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
 from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
 from .masks import MaskMetrics
-from .papers import score_gap, selection_summary, training_stability
-from .pro import RegionOverlap
 from .ranking import auroc, average_precision, best_dice, ranking_metrics
 from .scans import (
     PatientScores,
@@ -22,6 +14,7 @@ from .scans import (
     decision_metrics,
     image_metrics,
     patient_level,
+    score_gap,
     sensitivity_at_specificity,
 )
 from .score_digest import ScoreDigest
@@ -31,20 +24,21 @@ from .voxels import PixelMetrics
 
 __all__ = [
     "LESION_COLUMNS",
+    "LEVELS",
+    "METRICS",
     "PIXEL_CLASSES",
     "VOLUME_CLASSES",
-    "ImageScoreHandler",
-    "ImageScoreMetric",
+    "CohortFigures",
+    "Curve",
+    "Figure",
+    "FigureTable",
     "LesionDetection",
-    "LesionDetectionHandler",
-    "LesionDetectionMetric",
     "MaskMetrics",
+    "Metric",
     "PatientScores",
-    "PixelMapHandler",
-    "PixelMapMetric",
     "PixelMetrics",
-    "RegionOverlap",
     "ScoreDigest",
+    "Thresholds",
     "VoxelIntervals",
     "auroc",
     "average_precision",
@@ -53,6 +47,7 @@ __all__ = [
     "by_group",
     "count_lesions",
     "decision_metrics",
+    "group_parts",
     "image_metrics",
     "lesion_table",
     "mean_and_spread",
@@ -61,9 +56,7 @@ __all__ = [
     "ranking_metrics",
     "scan_statistics",
     "score_gap",
-    "selection_summary",
     "sensitivity_at_specificity",
-    "training_stability",
     "video_metrics",
     "video_metrics_of",
 ]

@@ -13,7 +13,7 @@ from monai_anomaly.io.atomic import atomic_path
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["draw_overview"]
+__all__ = ["ScanView", "draw_overview", "gray_or_colour"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -87,8 +87,8 @@ def draw_overview(
     if restoration.shape != tuple(scan.shape):
         raise ValueError(f"restoration has the shape {restoration.shape}, the scan {tuple(scan.shape)}.")
 
-    view = _View(scan, slice_axis)
-    image, restored = _gray_or_colour(np.asarray(scan), restoration, view.picture)
+    view = ScanView(scan, slice_axis)
+    image, restored = gray_or_colour(np.asarray(scan), restoration, view.picture)
     scores = view.slices(np.asarray(anomaly_map, dtype=np.float32))
     rows = _worst_slices(scores.max(axis=(1, 2)), view.thickness, num_slices)
     top = float(scores.max()) if vmax is None else float(vmax)
@@ -114,7 +114,7 @@ def draw_overview(
         figure.savefig(temporary, format="png", dpi=130)
 
 
-class _View:
+class ScanView:
     """How a scan's arrays become slices to look at: (slices, rows, columns) from (X, Y, Z)."""
 
     def __init__(self, scan: MetaTensor, slice_axis: str) -> None:
@@ -149,7 +149,7 @@ class _View:
         return np.flip(turned, tuple(axis for axis, flip in enumerate(self._flips) if flip))
 
 
-def _gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
+def gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
     """Both images in [0, 1] by the scan's window: (X, Y, Z), or (X, Y, Z, 3) for a colour picture."""
     colour = picture and len(scan) == 3
     shown = [np.moveaxis(array, 0, -1) if colour else array[0] for array in (scan, restoration)]
@@ -172,7 +172,7 @@ def _worst_slices(peaks: np.ndarray, thickness: float, number: int) -> list[int]
 
 
 def _draw(
-    view: _View,
+    view: ScanView,
     rows: Sequence[int],
     *,
     image: np.ndarray,
