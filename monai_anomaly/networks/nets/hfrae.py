@@ -20,7 +20,7 @@ from monai_anomaly.networks.blocks.encoder_decoder import StridedEncoder
 from monai_anomaly.networks.blocks.features import Frozen, StridedFeatures
 from monai_anomaly.networks.blocks.resnet import RESNETS, resnet_features
 from monai_anomaly.networks.blocks.smoothing import GaussianFilter
-from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput, make_detector
 
 __all__ = ["ENCODER_LABELS", "HFRAE", "HierarchicalDecoder", "feature_encoder_of"]
 
@@ -356,13 +356,11 @@ def _make_encoder(
 
 
 def _own_encoder(source: dict[str, Any], in_channels: int) -> tuple[nn.Module, list[int], int]:
-    from monai_anomaly import networks
-
-    kind = getattr(networks, str(source["name"]), None)
-    # Only a detector of this package is ever made from a file's word.
-    if not (isinstance(kind, type) and issubclass(kind, AnomalyDetector)):
-        raise ValueError(f"the source of the encoder, {source['name']!r}, is no detector of this package")
-    detector = kind(**source["arguments"])
+    # only a registered detector is ever made from a file's word
+    try:
+        detector = make_detector(source)
+    except LookupError as error:
+        raise ValueError(f"the source of the encoder, {source['name']!r}, is no detector of this package") from error
     if detector.spatial_dims != 2 or detector.in_channels != in_channels:
         raise ValueError(
             f"the source of the encoder takes {detector.spatial_dims}-D images of {detector.in_channels} channel(s), "
