@@ -1,4 +1,4 @@
-"""What `benchmark speed` measures: its structure and its arithmetic, never the seconds of this machine."""
+"""What `examples/speed` measures: its structure and its arithmetic, never the seconds of this machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 from monai.data import get_track_meta
 from monai.transforms import Compose, RandFlipd
 
-from monai_anomaly.__main__ import main
-from monai_anomaly.benchmarks import load_methods, speed, speed_cli, speed_cohort, speed_growth
+import measure_speed
+import speed
+import speed_cohort
+import speed_growth
+import speed_tables
+from measure_speed import main
+from monai_anomaly.benchmarks import load_methods
 from monai_anomaly.benchmarks.pictures import PictureDataset
-from monai_anomaly.benchmarks.speed_tables import render_speed
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.transforms import SuperpixelImage
+from speed_tables import render_speed
 
 TINY = ["--size", "64", "--batches", "1", "--repeats", "1"]
 
@@ -37,7 +42,7 @@ def _threads_as_they_were() -> Iterator[None]:
 
 
 def measure(folder: Path, *arguments: str) -> dict[str, Any]:
-    assert main(["benchmark", "speed", "--out", str(folder), *TINY, *arguments]) == 0
+    assert main(["--out", str(folder), *TINY, *arguments]) == 0
     return json.loads((folder / "speed.json").read_text())["sections"]
 
 
@@ -99,13 +104,13 @@ def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.Capture
         (["--device", "toaster"], "toaster"),
         (["--show"], "speed.json"),
     ):
-        assert main(["benchmark", "speed", "--out", str(tmp_path), *arguments]) == 1
+        assert main(["--out", str(tmp_path), *arguments]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert word in error
     assert not list(tmp_path.iterdir())
     (tmp_path / "speed.json").write_text("{}")
-    assert main(["benchmark", "speed", "--out", str(tmp_path), "--what", "memory"]) == 1
+    assert main(["--out", str(tmp_path), "--what", "memory"]) == 1
     assert "is no result" in capsys.readouterr().err
 
 
@@ -135,7 +140,7 @@ def test_sections_are_kept_until_measured_again(tmp_path: Path, capsys: pytest.C
     assert [row["method"] for row in second["training"]["rows"]] == ["autoencoder"]
     assert "random weights" in second["training"]["reasons"]["hfrae, batch 1"]
     assert "inference" not in capsys.readouterr().out.replace("inference_", "")
-    assert main(["benchmark", "speed", "--out", str(tmp_path), "--show"]) == 0
+    assert main(["--out", str(tmp_path), "--show"]) == 0
     shown = capsys.readouterr().out
     assert "### inference" in shown
     assert "### training" in shown
@@ -349,6 +354,4 @@ def test_proxies_and_processes_take_turns() -> None:
 
 
 def test_every_section_can_be_measured_and_printed() -> None:
-    from monai_anomaly.benchmarks import speed_tables
-
-    assert set(speed_cli.SECTIONS) == set(speed_cli._MEASURES) == set(speed_tables._SECTIONS)
+    assert set(measure_speed.SECTIONS) == set(measure_speed._MEASURES) == set(speed_tables._SECTIONS)

@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 from bundle_runs import cohort_evaluator
 
-from monai_anomaly.benchmarks.speed_cohort import simulated_cohort
 from monai_anomaly.data import ScanDataset, ScanPreprocessing, load_cohort
 from monai_anomaly.engines import scan_loader
 from monai_anomaly.networks import IntensityThreshold
+from speed_cohort import simulated_cohort
 
 PATH = Path(__file__).parents[1] / "examples" / "shard_cohort.py"
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from .speed import Call, _contender_call, contenders, cost_apart, speed_plan, training_stages
-from .speed_cohort import cohort_call, one_epoch, simulated_cohort
+from monai_anomaly.calibration import ConformalCalibration
+from monai_anomaly.metrics import PixelMetrics, bootstrap_intervals, image_metrics
+from speed import Call, contender_call, contenders, cost_apart, speed_plan, training_stages
+from speed_cohort import cohort_call, one_epoch, simulated_cohort
 
 __all__ = ["fitted_exponent", "growth", "growth_plan"]
 
@@ -48,22 +51,16 @@ def _scores(images: int) -> tuple[list[str], list[int], list[float]]:
 
 
 def _metrics_call(images: int) -> Call:
-    from monai_anomaly.metrics import image_metrics
-
     _, labels, scores = _scores(images)
     return lambda: image_metrics(labels, scores)
 
 
 def _intervals_call(images: int) -> Call:
-    from monai_anomaly.metrics import bootstrap_intervals
-
     patients, labels, scores = _scores(images)
     return lambda: bootstrap_intervals(patients, labels, scores, n=20)
 
 
 def _calibration_call(images: int) -> Call:
-    from monai_anomaly.calibration import ConformalCalibration
-
     patients, _, scores = _scores(images)
     values = dict(zip(patients, scores))
 
@@ -78,8 +75,6 @@ def _calibration_call(images: int) -> Call:
 
 
 def _pixel_metrics_call(images: int, side: int = 32) -> Call:
-    from monai_anomaly.metrics import PixelMetrics
-
     def call() -> None:
         random = np.random.default_rng(0)
         mask = np.zeros((side, side), dtype=bool)
@@ -114,11 +109,11 @@ def _volume_call(slices: int, name: str, size: int, device: str) -> Call:
 
 
 def _side_call(side: int, name: str, device: str) -> Call:
-    return _contender_call(name, side, 1, device)
+    return contender_call(name, side, 1, device)
 
 
 def _items_call(value: int, name: str, argument: str, size: int, device: str) -> Call:
-    return _contender_call(name, size, 1, device, {argument: value})
+    return contender_call(name, size, 1, device, {argument: value})
 
 
 def growth_plan(names: Sequence[str], size: int, device: str, largest: float = 1e5) -> list[dict[str, Any]]:
@@ -169,8 +164,6 @@ def growth(plan: Sequence[Mapping[str, Any]], repeats: int = 3, progress: bool =
         A row for each entry: ``what``, ``of``, ``sizes``, ``seconds``, ``peak_bytes``, the exponents of both, and by
         size the ``reasons`` of what could not be measured.
     """
-    from tqdm import tqdm
-
     rows = []
     for entry in tqdm(plan, desc="growth", disable=not progress):
         reasons: dict[str, str] = {}

@@ -7,8 +7,11 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +20,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_anomaly.benchmarks.peers import random_backbones
+from monai_anomaly.benchmarks.pictures import PictureReader, Sides
+from monai_anomaly.benchmarks.suites import load_methods
+from monai_anomaly.benchmarks.training import build_detector, merged_config
+from monai_anomaly.data.published import Pictures
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.engines.inferer import set_memory_format
 from monai_anomaly.exceptions import InputError
@@ -82,8 +90,6 @@ def contenders(names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _peers_installed() -> bool:
-    from importlib.util import find_spec
-
     return find_spec("anomalib") is not None
 
 
@@ -93,8 +99,6 @@ def _random_weights() -> Iterator[None]:
     if not _peers_installed():
         yield
         return
-    from .peers import random_backbones
-
     with random_backbones():
         yield
 
@@ -169,12 +173,6 @@ def training_stages(
         weights: file of an encoder's weights, for the methods that need one.
         options: further overrides of the config; those that it does not have are passed over.
     """
-    from monai_anomaly.data.published import Pictures
-
-    from .pictures import PictureReader, Sides
-    from .suites import load_methods
-    from .training import build_detector, merged_config
-
     random = np.random.default_rng(0)
     # two held out: one alone gives scores no range
     values = random.integers(0, 256, (pictures + 3, size, size)).astype(np.uint8)
@@ -390,10 +388,10 @@ def peak_memory(name: str, size: int, batch: int, device: str) -> int:
         batch: pictures.
         device: where it runs.
     """
-    return cost_apart(_contender_call, name, size, batch, device, device=device)["peak_bytes"]
+    return cost_apart(contender_call, name, size, batch, device, device=device)["peak_bytes"]
 
 
-def _contender_call(name: str, size: int, batch: int, device: str, overrides: Mapping[str, Any] | None = None) -> Call:
+def contender_call(name: str, size: int, batch: int, device: str, overrides: Mapping[str, Any] | None = None) -> Call:
     """One contender's inference; ``overrides`` are arguments of its network."""
     entry = copy.deepcopy(contenders([name])[name])
     entry["network"].update(overrides or {})
@@ -423,9 +421,6 @@ def cost_apart(build: Callable[..., Call], *arguments: Any, device: str = "cpu",
     Raises:
         RuntimeError: if the process fails.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_cost, build, arguments, device, repeats, torch.get_num_threads()).result()
 

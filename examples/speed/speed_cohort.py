@@ -5,15 +5,35 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import wraps
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
+from monai.transforms import Compose
+from skimage.segmentation import slic
 
-from .speed import Call, clock_of, contenders, network_of, ratio, section_target, training_stages
+from monai_anomaly.data import ScanPreprocessing
+from monai_anomaly.data.slices import SliceDataset
+from monai_anomaly.engines import (
+    CohortEvaluator,
+    DriftHandler,
+    MaskAboveThresholdd,
+    PredictionsHandler,
+    ReportHandler,
+    SaveCased,
+    StackInferer,
+    ToScanVoxelsd,
+    postprocessing,
+    scan_loader,
+)
+from monai_anomaly.transforms import SuperpixelImage
+from speed import Call, clock_of, contenders, network_of, ratio, section_target, training_stages
 
 __all__ = [
     "cohort_breakdown",
@@ -37,8 +57,6 @@ def simulated_cohort(folder: Path, scans: int, slices: int, side: int = 240) -> 
         slices: of each; all hold tissue.
         side: rows and columns.
     """
-    import nibabel as nib
-
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     disc = (axis[:, None] ** 2 + axis**2 < 0.7).astype(np.float32)
     random = np.random.default_rng(0)
@@ -102,15 +120,12 @@ def timed_parts(
 
 
 def _inference_parts() -> dict[str, list[tuple[Any, str]]]:
-    from monai_anomaly.data import ScanPreprocessing
-    from monai_anomaly.engines import CohortEvaluator, StackInferer, inference
-
     return {
         "loading": [(ScanPreprocessing, "load")],
         "transforms": [(ScanPreprocessing, name) for name in ("stack", "tissue", "to_scan", "change_to_scan")],
         "network": [(StackInferer, "__call__")],
-        "writing": [(inference, "write_case"), (CohortEvaluator, "_write_tables")],
-        "pictures": [(inference, "draw_overview"), (CohortEvaluator, "finish")],
+        "writing": [(postprocessing, "write_case"), (PredictionsHandler, "end")],
+        "pictures": [(postprocessing, "draw_overview"), (ReportHandler, "end")],
     }
 
 
@@ -127,8 +142,6 @@ def cohort_call(
         device: where it runs.
         report: also end with the report.
     """
-    from monai_anomaly.data import ScanPreprocessing
-    from monai_anomaly.engines import CohortEvaluator, scan_loader
 
     network, preprocessing = network_of(contenders([name])[name], size), ScanPreprocessing((size, size))
     turn = 0
@@ -136,14 +149,19 @@ def cohort_call(
     def call() -> None:
         nonlocal turn
         turn += 1
+        folder = out / str(turn)
         evaluator = CohortEvaluator(
             network,
-            preprocessing,
             scan_loader(items, preprocessing),
-            out / str(turn),
-            device=device,
-            alpha=None,
-            report=report,
+            device,
+            postprocessing=Compose(
+                [ToScanVoxelsd(preprocessing), MaskAboveThresholdd(network, None), SaveCased(folder)]
+            ),
+            val_handlers=[
+                PredictionsHandler(folder, network),
+                DriftHandler(folder, network),
+                ReportHandler(folder, network, None, write=report),
+            ],
             progress=False,
         )
         evaluator.run()
@@ -209,8 +227,6 @@ def volume_seconds(
         slices: of the volume.
         repeats: rounds; before each contender's first one slice warms up.
     """
-    from monai_anomaly.data import ScanPreprocessing
-    from monai_anomaly.engines import StackInferer
 
     clock, inferer = clock_of(device), StackInferer()
     with tempfile.TemporaryDirectory() as name:
@@ -300,9 +316,6 @@ def proxy_speed(scans: int = 4, slices: int = 12, size: int = 256, workers: int 
     Returns:
         ``seconds`` of both on the clock, by round; the speed-up with its range; ``target``.
     """
-    from monai_anomaly.data import ScanPreprocessing
-    from monai_anomaly.data.slices import SliceDataset
-    from monai_anomaly.transforms import SuperpixelImage
 
     preprocessing, proxy = ScanPreprocessing((size, size)), SuperpixelImage()
     with tempfile.TemporaryDirectory() as name:
@@ -330,8 +343,6 @@ def proxy_speed(scans: int = 4, slices: int = 12, size: int = 256, workers: int 
 
 
 def _superpixels(image: np.ndarray, proxy: Any) -> np.ndarray:
-    from skimage.segmentation import slic
-
     labels = slic(
         image,
         n_segments=proxy.count(image.shape),
@@ -374,10 +385,6 @@ def shared_inference(
         ``seconds`` of both on the clock, by round, without the start of the processes; the speed-up with its range;
         ``target``.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from contextlib import ExitStack
-    from multiprocessing import get_context
-
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         items = simulated_cohort(Path(folder), scans, slices)
         pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in range(processes)]

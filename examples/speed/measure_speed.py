@@ -1,4 +1,8 @@
-"""``python -m monai_anomaly benchmark speed``: measure what things cost, keep it, print it."""
+"""Measure what methods, their parts and external baselines cost; keep it, print it, draw it into a page.
+
+python examples/speed/measure_speed.py --out DIR [--what inference training ...]
+python examples/speed/measure_speed.py --refresh PAGE
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,36 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from monai_anomaly.exceptions import InputError
+import torch
 
-__all__ = ["SECTIONS", "add_speed_arguments", "run_speed"]
+from monai_anomaly.benchmarks.machine import checked_device, hardware
+from monai_anomaly.benchmarks.pages import refreshed_page
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_path, ensure_writable
+from speed import (
+    FORMS,
+    TOLERANCE,
+    compare,
+    compare_forms,
+    contenders,
+    inference_calls,
+    peak_memory,
+    section_target,
+    speed_plan,
+    speed_targets,
+    training_calls,
+    training_names,
+)
+from speed_cohort import cohort_breakdown, epoch_shares, proxy_speed, shared_inference, volume_seconds
+from speed_growth import growth, growth_plan
+from speed_tables import render_speed, section_text
 
 SECTIONS = (
     "inference",
@@ -40,13 +65,44 @@ _WHOLE = ("volume", "cohort", "processes")
 _USUAL = ("inference", "training", "memory", "breakdown")
 
 
-def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``benchmark speed``.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments ask for.
 
     Args:
-        parser: of the command.
+        arguments: of the command line; None reads them from the process.
+
+    Returns:
+        The exit code: 0, or 1 after one line on what is wrong.
     """
-    parser.add_argument("--out", dest="speed_out", type=Path, required=True, help="folder that gets speed.json")
+    given = _parser().parse_args(arguments)
+    try:
+        if given.refresh is not None:
+            text = refreshed_page(given.refresh, "speed", _drawn)
+            given.refresh.write_text(text, encoding="utf-8")
+            return 0
+        if given.speed_out is None:
+            raise InputError("--out", "is not given", "Pass --out DIR.")
+        return measure(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _drawn(folder: Path, names: Sequence[str]) -> str:
+    """Sections of a file of measurements, for a page in ``folder``."""
+    path, sections = folder / names[0], names[1:]
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return "\n\n".join(section_text(report, name) for name in sections) + "\n"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"holds no measurement {' or '.join(sections)} ({type(error).__name__}: {error})"
+        raise InputError(path, problem, "Measure it first.") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--refresh", type=Path, metavar="PAGE", help="draw the measurements of a page anew, in place")
+    parser.add_argument("--out", dest="speed_out", type=Path, help="folder that gets speed.json")
     parser.add_argument("--what", dest="sections", nargs="+", choices=SECTIONS, default=list(_USUAL))
     parser.add_argument("--methods", dest="contenders", nargs="+", help="some of what speed.yaml names")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
@@ -61,10 +117,10 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=float, default=1e5, help="the most simulated images of growth")
     parser.add_argument("--note", default="", help="kept with what is measured, such as what else the machine does")
     parser.add_argument("--show", action="store_true", help="print what was measured before, and measure nothing")
-    parser.set_defaults(what="speed")
+    return parser
 
 
-def run_speed(given: argparse.Namespace) -> int:
+def measure(given: argparse.Namespace) -> int:
     """Measure what the arguments ask for, write ``speed.json`` and print tables.
 
     Sections that are in the file already are kept, unless they are measured again.
@@ -78,12 +134,6 @@ def run_speed(given: argparse.Namespace) -> int:
     Raises:
         InputError: for an argument out of range, or a file there that is no result.
     """
-    import torch
-
-    from monai_anomaly.io.atomic import atomic_path, ensure_writable
-
-    from .speed_tables import render_speed
-
     path = given.speed_out / "speed.json"
     report = _earlier(path)
     if given.show:
@@ -120,9 +170,6 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 
 def _check(given: argparse.Namespace) -> None:
-    from .machine import checked_device
-    from .speed import FORMS, contenders, training_names
-
     for name, least in (("size", 32), ("repeats", 1), ("threads", 1), ("scans", 1), ("slices", 1), ("images", 1)):
         if getattr(given, name) < least:
             raise InputError(f"--{name}", f"is {getattr(given, name):g}", f"Give at least {least}.")
@@ -139,10 +186,6 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _context(given: argparse.Namespace, section: str, load: float, seconds: float) -> dict[str, Any]:
-    import torch
-
-    from .machine import hardware
-
     def of(package: str) -> str | None:
         try:
             return version(package)
@@ -167,8 +210,6 @@ def _context(given: argparse.Namespace, section: str, load: float, seconds: floa
 
 def _named(given: argparse.Namespace, section: str | None = None) -> list[str]:
     """The contenders of a section: those named, else its own ones of ``speed.yaml`` that are installed."""
-    from .speed import contenders, speed_plan
-
     known = contenders()
     if section in _WHOLE and (parts := [name for name in given.contenders or () if "call" in known.get(name, {})]):
         raise InputError(
@@ -181,8 +222,6 @@ def _named(given: argparse.Namespace, section: str | None = None) -> list[str]:
 
 
 def _inference(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed import compare, contenders, inference_calls, speed_targets
-
     rows: list[dict[str, Any]] = []
     targets: list[dict[str, Any]] = []
     for batch in given.batches:
@@ -194,8 +233,6 @@ def _inference(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _training(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed import compare, training_calls, training_names
-
     names = [name for name in training_names() if given.contenders is None or name in given.contenders]
     rows: list[dict[str, Any]] = []
     reasons: dict[str, str] = {}
@@ -208,8 +245,6 @@ def _training(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _memory(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed import peak_memory
-
     return {
         "rows": [
             {
@@ -224,8 +259,6 @@ def _memory(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _forms(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed import FORMS, TOLERANCE, compare_forms, contenders
-
     chosen = contenders(_named(given))
     rows = [
         row
@@ -238,8 +271,6 @@ def _forms(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _volume(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed_cohort import volume_seconds
-
     seconds = volume_seconds(_named(given, "volume"), given.size, given.speed_device, given.slices)
     return {
         "slices": given.slices,
@@ -248,16 +279,11 @@ def _volume(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _breakdown(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed_cohort import cohort_breakdown
-
     names = _named(given, "cohort")
     return {"rows": cohort_breakdown(names, given.size, given.speed_device, given.scans, given.slices)}
 
 
 def _epoch(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed import section_target, speed_plan
-    from .speed_cohort import epoch_shares
-
     methods = speed_plan()["epoch"]
     if given.contenders is not None:
         methods = {name: settings for name, settings in methods.items() if name in given.contenders}
@@ -267,21 +293,15 @@ def _epoch(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _proxies(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed_cohort import proxy_speed
-
     return proxy_speed(size=given.size, rounds=given.repeats)
 
 
 def _processes(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed_cohort import shared_inference
-
     names = _named(given, "processes")
     return {"rows": [shared_inference(name, given.size, rounds=given.repeats) for name in names]}
 
 
 def _growth(given: argparse.Namespace) -> dict[str, Any]:
-    from .speed_growth import growth, growth_plan
-
     plan = growth_plan(_named(given, "growth"), given.size, given.speed_device, given.images)
     return {"rows": growth(plan, min(given.repeats, 3))}
 
@@ -298,3 +318,7 @@ _MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "processes": _processes,
     "growth": _growth,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

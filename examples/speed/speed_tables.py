@@ -1,4 +1,4 @@
-"""The measurements of ``benchmark speed`` as Markdown."""
+"""The measurements as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .speed import speed_plan
+from speed import speed_plan
 
 __all__ = ["render_speed", "section_text"]
 
