@@ -143,9 +143,9 @@ def tell_results(output_dir: str | Path) -> None:
         + ", ".join(f"{name} {values[level, name]:.3f}" for name in names if values[level, name] is not None)
         for level, names in (("image", ("auroc", "ap")), ("pixel", ("auroc", "ap", "best_dice")))
     )
-    network = json.loads((folder / "models" / "detector.json").read_text(encoding="utf-8"))["network"]
-    label = network["arguments"].get("encoder_label")
-    encoder = f" Encoder: {label}." if label else ""  # wherever its figures stand
+    # where borrowed weights are from stands wherever figures do
+    borrowed = metrics["settings"]["method"]["borrowed_weights"]
+    encoder = f" Weights: {borrowed}." if borrowed else ""
     print(
         f"""
 {len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).{encoder}

@@ -12,6 +12,7 @@ import monai_anomaly
 PACKAGE = Path(monai_anomaly.__file__).parent
 LAYERS = (
     "exceptions",
+    "discovery",
     "calibration",
     "networks",
     "losses",

@@ -71,6 +71,7 @@ def run_settings(
             "name": type(network).__name__,
             "version": __version__,
             "weights": f"model.pt, SHA-256 {digest}" if digest else "in memory, not loaded from a file",
+            "borrowed_weights": network.borrowed_weights(),
             "settings": _detector_settings(config["arguments"], description),
         },
         "cohort": _sides(description, labels, patients, digests),

@@ -132,6 +132,11 @@ class AnomalyDetector(nn.Module, ABC):
         """
 
     @torch.jit.unused
+    def borrowed_weights(self) -> str:
+        """Where weights are from that the detector's own training did not give, in a few words; empty for none."""
+        return ""
+
+    @torch.jit.unused
     def components(self) -> "list[AnomalyDetector]":
         """The detectors that this one combines (see ``combine``), each run over whole scans; none as a rule."""
         return []

@@ -116,6 +116,7 @@ def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: S
 def _settings(evaluation: Evaluation) -> Table:
     method = evaluation.settings["method"]
     rows = [("method", method["name"]), ("version of monai-anomaly", method["version"]), ("weights", method["weights"])]
+    rows += [("borrowed weights", method["borrowed_weights"])] if method.get("borrowed_weights") else []
     rows += list(_flat(method["settings"]))
     rows += [(f"SHA-256 of the {side['name']} scans", side["sha256"]) for side in evaluation.settings["cohort"]]
     return _plain_table(["setting", "value"], [[name, str(value)] for name, value in rows])

@@ -248,6 +248,11 @@ class HFRAE(AnomalyDetector):
         self.decoder = HierarchicalDecoder(channels, channels[input_level - 1], hidden, kernel_sizes, negative_slope)
         self.gaussian = GaussianFilter(sigma)
 
+    @torch.jit.unused
+    def borrowed_weights(self) -> str:
+        """See ``AnomalyDetector.borrowed_weights``."""
+        return f"encoder {self.encoder_label}"
+
     @property
     def encoder_label(self) -> str:
         """Where the encoder's weights are from: ``"random"``, ``"imagenet"`` or ``"own-encoder"``."""
