@@ -227,10 +227,12 @@ def load_methods() -> dict[str, Method]:
 def _method(key: str, entry: Mapping[str, Any], path: Path) -> Method:
     _check_keys(f"{path}, {key}", entry, _METHOD_KEYS)
     if "bundle" in entry:
-        configs = bundles_folder() / entry["bundle"] / "configs"
-        files = [configs / f"{name}.yaml" for name in ("train", *entry.get("overlays", []))]
+        # of this package, or a folder named from the suite's own
+        of_suite = path.parent / entry["bundle"]
+        folder = of_suite if of_suite.is_dir() else bundles_folder() / entry["bundle"]
+        files = [folder / "configs" / f"{name}.yaml" for name in ("train", *entry.get("overlays", []))]
     else:
-        files = [_FOLDER / name for name in entry["configs"]]
+        files = [path.parent / name for name in entry["configs"]]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(missing[0], f"is missing, the method {key} is made of it", "Correct the entry, or reinstall.")

@@ -81,7 +81,7 @@ class DDRIDPretrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.class_network(x)[0], x) + self.loss_function(self.residual_network(x)[0], x)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

@@ -79,7 +79,7 @@ class DCAETrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.module(x)[0], x)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
@@ -172,7 +172,7 @@ class DeepSVDDTrainer(StageTrainer):
         with self.autocast():
             loss = self._objective(self.encoder(x))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

@@ -133,7 +133,7 @@ class DenoisingTrainer(StageTrainer):
             restored, expected = self.module(self.noisy(image))
             loss = self.loss_function(restored, expected, image, self.denoiser.foreground(image))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

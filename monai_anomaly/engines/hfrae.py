@@ -194,7 +194,7 @@ class EncoderPretrainingTrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.module(batch["image"]), batch["image"])
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
@@ -278,7 +278,7 @@ class HFRAETrainer(StageTrainer):
             f_dec = self.decoder(self.detector.decoder_input(f_enc))
         loss = self.loss_function(self.detector.residuals(f_enc, f_dec))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

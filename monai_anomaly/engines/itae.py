@@ -127,7 +127,7 @@ class ITAETrainer(StageTrainer):
             restored = self.module(erased)
             loss = self._loss(restored, image, repeats)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``: Eq. 2 over all versions."""

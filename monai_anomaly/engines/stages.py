@@ -111,7 +111,7 @@ class StageTrainer(Trainer, ABC):
             batch: tensors on the stage's device.
 
         Returns:
-            Scalars: ``loss`` is the whole objective, ``error`` what ``validation_loss`` measures too.
+            Scalars: ``loss`` is the whole objective; ``error``, where they differ, what ``validation_loss`` measures.
         """
 
     @abstractmethod
@@ -121,6 +121,7 @@ class StageTrainer(Trainer, ABC):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         batch = self.to_device(batchdata)
         losses = self.training_step(batch)
+        losses.setdefault("error", losses["loss"])
         if not torch.isfinite(losses["loss"]):
             raise InputError(
                 self.stage,
