@@ -119,6 +119,7 @@ def test_network_keeps_the_shapes_of_the_metadata(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
 def test_network_is_verified_exported_and_loaded_before_any_training(name: str, tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ def test_overlays_name_only_what_train_knows(name: str, overlay: str) -> None:
     assert all(merged[key] == value for key, value in content.items())
 
 
+@pytest.mark.slow
 def test_a_quickstart_gives_every_case_its_files_on_its_own_grid(
     tiny_quickstart: tuple[str, Path], tiny_cohort: Path
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_quickstart_gives_every_case_its_files_on_its_own_grid(
             assert np.abs(written.affine - source.affine).max() == 0
 
 
+@pytest.mark.slow
 def test_a_detector_comes_back_to_the_bit_in_another_process(tiny_quickstart: tuple[str, Path], tmp_path: Path) -> None:
     _, output = tiny_quickstart
     network = load_detector(output / "models").network
@@ -202,6 +205,7 @@ torch.save([found.anomaly_map, found.anomaly_score], {str(tmp_path / "found.pt")
     assert torch.equal(found[1], expected.anomaly_score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 @pytest.mark.filterwarnings("ignore")
 def test_exported_detectors_equal_the_detector(tiny_quickstart: tuple[str, Path], tmp_path: Path, kind: str) -> None:
@@ -234,6 +238,7 @@ def test_exported_detectors_equal_the_detector(tiny_quickstart: tuple[str, Path]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer"), ("evaluate", "infer")])
 def test_no_property_is_missing(name: str, config: str, kind: str, trained: Path, tiny_cohort: Path) -> None:

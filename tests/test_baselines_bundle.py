@@ -28,6 +28,7 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", BASELINES)
 def test_each_baseline_goes_from_scans_to_maps(overlay: str, tiny_cohort: Path, tmp_path: Path) -> None:
     name, options = BASELINES[overlay]
@@ -49,6 +50,7 @@ def test_each_baseline_goes_from_scans_to_maps(overlay: str, tiny_cohort: Path, 
         assert figures_of(found).where(level="pixel", metric="auroc")[0].value > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["zscore", "autoencoder_skip"])
 def test_volumes_go_whole(overlay: str, tiny_cohort: Path, tmp_path: Path) -> None:
     name, options = BASELINES[overlay]

@@ -32,6 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"),
     [("roc", 3), ("montage", 4), ("epochs", 2), ("losses", 2), ("runs", 1), ("maps", 4), ("area", 2)],

@@ -97,6 +97,7 @@ def test_clips_are_scored_as_videos(tmp_path: Path) -> None:
     assert "19" in row["metrics"]["decision"]["undefined"]["false_positive_rate"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load_suite(tiny_suite(tmp_path, scales={"smoke": {"resamples": 0, "calibration": 0.2, "save_interval": 1}}))
     benchmark(tmp_path, "whole", suite=suite).run()
@@ -217,6 +218,7 @@ def test_half_a_line_costs_one_line(tmp_path: Path) -> None:
         append_line(file, {"unit": "d", "n": float("nan")})
 
 
+@pytest.mark.slow
 def test_watching_the_test_changes_nothing(tmp_path: Path) -> None:
     for name, track in (("plain", False), ("tracked", True)):
         benchmark(tmp_path, name, methods=["autoencoder"], track_auroc=track).run()
@@ -255,6 +257,7 @@ def test_a_wrong_command_says_so_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_suite_is_made_of_options_that_exist() -> None:
     from monai_anomaly.benchmarks.suites import SCALES
     from monai_anomaly.benchmarks.training import merged_config
@@ -366,6 +369,7 @@ def test_a_share_that_would_drop_units_is_refused(
         process_share()
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_rank_waits_for_the_others(tmp_path: Path) -> None:
     """The one that is done first must not end, or torchrun would end the others: it sees what the other wrote last."""
     code = (

@@ -121,6 +121,7 @@ def test_peers_without_anomalib(monkeypatch: pytest.MonkeyPatch) -> None:
         speed.contenders(["stfpm"])
 
 
+@pytest.mark.slow
 def test_sections_are_kept_until_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = measure(tmp_path, "--what", "inference", "--methods", "encoder", "hfrae", "--note", "a test")
     (target,) = first["inference"]["targets"]
@@ -146,6 +147,7 @@ def test_sections_are_kept_until_measured_again(tmp_path: Path, capsys: pytest.C
     assert "### training" in shown
 
 
+@pytest.mark.slow
 def test_a_network_without_its_memories_is_the_rest_of_it() -> None:
     chosen = speed.contenders(["daad", "daad_without_memory"])
     networks = {name: speed.network_of(entry, 128) for name, entry in chosen.items()}
@@ -187,6 +189,7 @@ def _arrays(megabytes: int) -> speed.Call:
     return lambda: held.append(np.ones(megabytes * 1_000_000, dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_call() -> None:
     cost = speed.cost_apart(_arrays, 200, repeats=1)
     assert 190e6 < cost["peak_bytes"] < 250e6
@@ -296,6 +299,7 @@ def test_parts_are_timed_without_what_they_call() -> None:
     assert dict(Work.__dict__) == before
 
 
+@pytest.mark.slow
 def test_a_cohorts_time_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     sections = measure(tmp_path, "--what", "breakdown", "volume", "--methods", "hfrae", "--scans", "1", "--slices", "2")
     (row,) = sections["breakdown"]["rows"]
@@ -340,6 +344,7 @@ def test_the_loop_makes_the_proxies_of_the_dataset(tmp_path: Path) -> None:
         np.testing.assert_allclose(speed_cohort._superpixels(image[0], proxy), made[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_proxies_and_processes_take_turns() -> None:
     found = speed_cohort.proxy_speed(scans=2, slices=1, size=64, rounds=2)
     assert found["ratio"] == pytest.approx(

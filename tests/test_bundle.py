@@ -70,6 +70,7 @@ def test_training_writes_a_detector_and_its_curves(trained: Path) -> None:
     assert len(description["training"]["calibration_scans"]) == 19
 
 
+@pytest.mark.slow
 def test_results_lie_on_the_scans_own_grid(evaluated: Path, tiny_cohort: Path) -> None:
     for item in load_cohort(tiny_cohort).test:
         folder = evaluated / item["case"]
@@ -131,6 +132,7 @@ def test_a_score_does_not_depend_on_the_other_scans(evaluated: Path, trained: Pa
     np.testing.assert_array_equal(voxels(one / "anomaly_map.nii.gz"), voxels(other / "anomaly_map.nii.gz"))
 
 
+@pytest.mark.slow
 def test_training_twice_and_with_other_test_labels_gives_the_same_detector(
     trained: Path, tiny_cohort: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_training_twice_and_with_other_test_labels_gives_the_same_detector(
     assert same(state(train_small(tmp_path / "other", tmp_path / "cohort.json")), state(trained))
 
 
+@pytest.mark.slow
 def test_a_rate_needs_its_calibration_patients(
     tiny_cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_rate_needs_its_calibration_patients(
     assert {row["no_mask"] for row in table(tmp_path / "predictions.csv")} == {""}
 
 
+@pytest.mark.slow
 def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "scan.nii.gz", 8, tmp_path / "mask.nii.gz")
     options = {"mask_rule": "voxel", "least_lesion_mm3": 20, "inside_foreground": True, "alpha": 0.02}
@@ -201,6 +205,7 @@ def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
     assert header == f"map > {threshold}: 0.02 of normal tissue voxels (n=19); >=20mm3; in fg"
 
 
+@pytest.mark.slow
 def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> None:
     for seed in (7, 9):
         detect(trained, tmp_path / "out", write_nifti(tmp_path / "scan.nii.gz", seed))
@@ -213,6 +218,7 @@ def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(result, voxels(fresh / "scan" / f"{name}.nii.gz"))
 
 
+@pytest.mark.slow
 def test_pictures_give_tiff_and_png(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -230,6 +236,7 @@ def test_pictures_give_tiff_and_png(trained: Path, tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_overlays_need_not_be_named_again_for_inference(tiny_cohort: Path, tmp_path: Path) -> None:
     # brain_mri: at 1 mm the heads have 48 x 56 pixels
     train_small(tmp_path, tiny_cohort, "brain_mri", "image_to_image", image_size=[64, 64])
@@ -243,6 +250,7 @@ def test_overlays_need_not_be_named_again_for_inference(tiny_cohort: Path, tmp_p
     assert voxels(tmp_path / "t1" / "anomaly_map.nii.gz").shape == nib.load(scan).shape
 
 
+@pytest.mark.slow
 def test_colour_pictures_in_tiles(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for i in range(4):
@@ -259,6 +267,7 @@ def test_colour_pictures_in_tiles(tmp_path: Path) -> None:
         assert restored.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_quickstart_runs_train_and_evaluate_and_tells_where_to_look(
     tiny_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +281,7 @@ def test_quickstart_runs_train_and_evaluate_and_tells_where_to_look(
     assert all(Path(line.split("  ")[1]).exists() for line in told.splitlines() if line.startswith("  "))
 
 
+@pytest.mark.slow
 def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     done = command(
         *("-m", "monai.bundle", "run", "--config_file", CONFIGS / "inference.yaml", "--bundle_root", BUNDLE),

@@ -356,6 +356,7 @@ def test_a_range_needs_held_out_images() -> None:
     assert alone.minimum.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_torchscript_is_the_eager_network(tmp_path: Path) -> None:
     for name in ("DAAD+", "MemAE", "map with features", "norm, sharp memory", "volume"):
         kwargs, shape = VARIANTS[name]
@@ -373,6 +374,7 @@ def test_torchscript_is_the_eager_network(tmp_path: Path) -> None:
             scripted(torch.zeros(1, shape[1], *[2 * side for side in shape[2:]]))
 
 
+@pytest.mark.slow
 def test_onnx_is_the_eager_network(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     kwargs, shape = VARIANTS["map with features"]
@@ -565,6 +567,7 @@ def fresh(**kwargs: Any) -> DAAD:
     return DAAD(**{**SMALL, **kwargs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discriminator", [True, False])
 def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
     stage = trainer(fresh(discriminator=discriminator), 20)
@@ -574,6 +577,7 @@ def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
     assert history[-1]["stage"] == "divide and assemble"
 
 
+@pytest.mark.slow
 def test_an_abnormal_image_scores_higher(tmp_path: Path) -> None:
     detector = fresh()
     train_stages([trainer(detector, 20)], detector, tmp_path, progress=False)
@@ -589,6 +593,7 @@ def test_an_abnormal_image_scores_higher(tmp_path: Path) -> None:
     assert (inside > 2 * other.anomaly_map[..., 22:].mean(dim=(1, 2, 3))).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = fresh()
     expected = train_stages([trainer(whole, 4)], whole, tmp_path / "whole", progress=False)

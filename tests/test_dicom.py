@@ -362,6 +362,7 @@ def compare_with_reference(scan: np.ndarray, affine: np.ndarray, reference: Path
     np.testing.assert_array_equal(scan.ravel(), stored[tuple(rounded)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glioma_flair_oblique", "sag_gre_5slice", "t1_sagittal_hfs"])
 def test_real_series(real_data: Path, name: str) -> None:
     folder = real_data / "dicom" / name
@@ -369,6 +370,7 @@ def test_real_series(real_data: Path, name: str) -> None:
     compare_with_reference(scan[0].numpy(), scan.affine.numpy(), next(folder.glob("ref*/*.nii*")))
 
 
+@pytest.mark.slow
 def test_real_time_series(real_data: Path) -> None:
     folder = real_data / "dicom" / "nih_ge_epi_4d"
     with pytest.raises(InputError, match="holds 10 images at every position"):

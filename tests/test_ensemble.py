@@ -79,6 +79,7 @@ def test_score_and_map_are_those_of_the_members_p_values(combine: str) -> None:
     torch.testing.assert_close(both, outputs[2].restoration)
 
 
+@pytest.mark.slow
 def test_calibration_and_files(tmp_path: Path) -> None:
     data = write(tmp_path, 20)
     ensemble = Ensemble.of(members())
@@ -157,6 +158,7 @@ def test_error_rate_of_the_scheme(correlation: float) -> None:
     assert naive > flagged
 
 
+@pytest.mark.slow
 def test_family_wise_rate_of_ensemble_maps(tmp_path: Path) -> None:
     flagged = tested = 0
     for seed in range(8):

@@ -78,6 +78,7 @@ def test_the_intensity_baseline_is_measured_on_the_same_voxels(evaluated: Path) 
     assert other.value > 0.9  # the lesions are bright
 
 
+@pytest.mark.slow
 def test_the_masks_as_written_are_told_with_their_settings(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     out = detect(trained, tmp_path / "out", tiny_cohort, "evaluate", least_lesion_mm3=30, inside_foreground=True)
     items = load_cohort(tiny_cohort).test
@@ -147,6 +148,7 @@ def test_lesions_are_the_parts_of_the_masks(evaluated: Path, tiny_cohort: Path) 
     assert len(rows) == total
 
 
+@pytest.mark.slow
 def test_the_page_names_no_patient_unless_asked(evaluated: Path, trained: Path, tiny_cohort: Path, tmp_path: Path):
     page = (evaluated / "report.html").read_text()
     assert "intensity threshold" in page
@@ -156,6 +158,7 @@ def test_the_page_names_no_patient_unless_asked(evaluated: Path, trained: Path, 
     assert "abnormal-0" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_one_class_and_a_mask_of_another_grid(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     scan, mask = tiny_cohort / "test/abnormal/a0.nii.gz", nib.load(tiny_cohort / "test/masks/a0.nii.gz")
     # every voxel twice along the first axis
@@ -203,6 +206,7 @@ def test_the_report_tells_weights_contents_and_lesions(evaluated: Path, trained:
     assert {f"{name} lr": each["lr"] for name, each in last.items()}.items() <= shown["training"]["stage 2"].items()
 
 
+@pytest.mark.slow
 def test_groups_are_told_and_the_page_can_be_left_out(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     items = load_cohort(tiny_cohort).test
     entries = [

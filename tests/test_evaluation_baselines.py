@@ -115,6 +115,7 @@ def test_folders_without_it_and_with_another_trainings(tmp_path: Path) -> None:
         baselines(models)
 
 
+@pytest.mark.slow
 def test_it_stands_in_every_table_of_an_evaluation(evaluated: Path) -> None:
     figures = figures_of(evaluated)
     kinds = json.loads((evaluated / "metrics.json").read_text())["settings"]["detectors"]

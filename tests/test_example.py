@@ -16,6 +16,7 @@ from monai_anomaly.engines import load_detector, save_detector
 from monai_anomaly.networks import DenoisingAutoencoder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")
 def test_train_and_score(tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"

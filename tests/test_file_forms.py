@@ -69,6 +69,7 @@ def test_every_byte_of_gzip_is_checked(tmp_path: Path, time_point: int | None) -
 # ---- sheared stacks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shear", [0.0, 2e-5, 1e-3, 0.3346])
 def test_no_reader_places_a_sheared_stack_wrongly(tmp_path: Path, shear: float) -> None:
     turned = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])

@@ -71,6 +71,7 @@ def item(path: Path, patient: str = "", label: int | None = None, mask: Path | N
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 7), chosen=st.lists(st.booleans(), min_size=1, max_size=6).filter(any))
 def test_stack_inferer_runs_the_chosen_slices_alone(batch: int, chosen: list[bool]) -> None:
@@ -331,6 +332,7 @@ def test_longest_description_fits_the_header(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a" / "anomaly_mask.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_drift_is_written_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network = BrightVoxels()
     normals = [write_nifti(tmp_path / f"n{seed}.nii.gz", seed) for seed in range(0, 20, 2)]
@@ -392,6 +394,7 @@ def test_voxel_rates_finer_than_the_table_give_no_mask(tmp_path: Path, caplog: p
     assert not (tmp_path / "o" / "a" / "anomaly_mask.nii.gz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["family", "voxel"])
 def test_decisions_are_of_the_raw_map_and_of_the_masks_as_written(tmp_path: Path, rule: str) -> None:
     lesion = tmp_path / "m.nii.gz"

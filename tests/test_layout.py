@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import monai_anomaly
 
 PACKAGE = Path(monai_anomaly.__file__).parent
@@ -54,6 +56,7 @@ def layer(module: str) -> str:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_each_layer_imports_lower_ones_alone() -> None:
     wrong = []
     for path in FILES:
@@ -65,6 +68,7 @@ def test_each_layer_imports_lower_ones_alone() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_modules_import_each_other_in_no_circle() -> None:
     known = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES}
     graph: dict[str, set[str]] = {}
@@ -81,6 +85,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+@pytest.mark.slow
 def test_no_function_hides_an_import_of_the_package() -> None:
     """But for the command line, whose commands load what they need."""
     lazy = {"__main__.py", "benchmarks/cli.py", "io/__init__.py"}

@@ -291,6 +291,7 @@ def test_alpha_palette_and_bits(tmp_path: Path) -> None:
     check_picture(tmp_path / "bits.png", (GRAY8 > 128) * 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 2, 3, 4])
 def test_sixteen_bit_png(tmp_path: Path, samples: int) -> None:
     array = RNG.integers(0, 65536, (5, 7, samples), dtype=np.uint16)
@@ -344,6 +345,7 @@ def test_refused_pictures(tmp_path: Path) -> None:
         LoadScan()([tmp_path / "whole.png", tmp_path / "volume.nii"])
 
 
+@pytest.mark.slow
 def test_real_volumes(real_data: Path) -> None:
     for path in sorted((real_data / "nifti3d" / "lesion").rglob("FLAIR*.nii.gz"))[:1]:
         image = nib.load(path)

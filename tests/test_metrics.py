@@ -45,6 +45,7 @@ def plain_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"auroc": float(np.mean(pairs)), "ap": precision_sum, "best_dice": max(dices)}
 
 
+@pytest.mark.slow
 @given(scored(), st.sampled_from([1, 2, 7, 1 << 20]))
 @settings(max_examples=200, deadline=None)
 def test_equals_the_plain_definition_for_any_chunk_size(sample: tuple[np.ndarray, np.ndarray], chunk: int) -> None:

@@ -50,6 +50,7 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(scans=cohorts())
 def test_every_figure_is_counted_out(scans: list[dict[str, Any]]) -> None:

@@ -90,6 +90,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_trains_infers_and_is_evaluated(outside: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     bundle = outside / "bundle"
     path = f"{outside}:{BUNDLES.parent}"
@@ -114,6 +115,7 @@ def test_a_method_from_outside_trains_infers_and_is_evaluated(outside: Path, tin
     assert "Smoother" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_runs_in_benchmarks(outside: Path, tmp_path: Path) -> None:
     suite = {
         "title": "Outside",

@@ -93,6 +93,7 @@ def test_the_place_of_a_slice(tmp_path: Path) -> None:
 VALUES = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(normal=VALUES, abnormal=VALUES)
 def test_the_auroc_counts_pairs_both_ways(normal: list[int], abnormal: list[int]) -> None:
@@ -134,6 +135,7 @@ def test_several_scans_of_a_patient_are_no_new_evidence() -> None:
     assert naive["low"] > once["low"]
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_with_clusters_of_both_classes() -> None:
     rng = np.random.default_rng(4)
     covered = []
@@ -165,6 +167,7 @@ def test_when_a_statistic_is_said_to_separate() -> None:
     assert not confounds(weak).separates
 
 
+@pytest.mark.slow
 def test_many_statistics_do_not_find_one_by_chance() -> None:
     rng = np.random.default_rng(5)
     found = 0
@@ -198,6 +201,7 @@ def test_what_cannot_be_scored_says_why() -> None:
 # ---- real data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "statistic", "auroc"),
     [

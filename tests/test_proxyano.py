@@ -129,6 +129,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["eager", "script"])
 def test_a_new_process_gives_the_same_map_to_the_bit(form: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()

@@ -912,6 +912,7 @@ def test_mslub_layouts(tmp_path, scan, outline):
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_ped2(real_data, tmp_path):
     """The packed copy, unpacked into the published layout: labels of masks are the published ones."""
     packed = np.load(real_data / "ucsd_ped2/ped2_128x192_gray_sub.npz", allow_pickle=False)
@@ -935,6 +936,7 @@ def test_real_ped2(real_data, tmp_path):
     assert test.read(0).shape == (128, 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "regex", "train", "test", "masked"),
     [

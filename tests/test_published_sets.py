@@ -885,6 +885,7 @@ def test_the_attack_says_that_its_library_is_absent(monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "adversarial").exists()
 
 
+@pytest.mark.slow
 def test_the_attacked_network_learns_the_signs(tmp_path: Path) -> None:
     import torch
 
@@ -946,6 +947,7 @@ def test_pictures_are_read_as_they_are_stored(tmp_path: Path) -> None:
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("published", "file", "mean"),
     [(MNIST, "mnist/mnist_full.npz", 33.32), (FashionMNIST, "fashion_mnist/fashion_mnist_full.npz", 72.94)],
@@ -966,6 +968,7 @@ def test_real_idx_sets(published: type[MNIST], file: str, mean: float, real_data
     assert abs(float(pictures.mean()) - mean) < 1
 
 
+@pytest.mark.slow
 def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     runpy.run_path(str(real_data / "unpack.py"))["cifar10"](folder)

@@ -300,6 +300,7 @@ def test_numbers_for_reading() -> None:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_page_holds_its_sections_in_order(demo_page: Path) -> None:
     page = Page(demo_page.read_text(encoding="utf-8"))
     assert not page.open  # every element is closed
@@ -429,11 +430,13 @@ def test_pictures_have_words_and_can_be_decoded(demo_page: Path) -> None:
             assert ET.fromstring(b64decode(content)).tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_equal_evaluations_give_equal_bytes(demo: Demo, demo_page: Path, tmp_path: Path) -> None:
     write_report(tmp_path / "again.html", demo[0], demo[1], calibration_scores=demo[2])
     assert (tmp_path / "again.html").read_bytes() == demo_page.read_bytes()
 
 
+@pytest.mark.slow
 def test_patients_are_numbered_unless_asked_for(demo: Demo, demo_page: Path, tmp_path: Path) -> None:
     assert "Doe^" not in demo_page.read_text(encoding="utf-8")
     cases = [replace(case, pictures=None) for case in demo[1]]
@@ -474,6 +477,7 @@ def test_undecodable_names_are_spelt_out(tmp_path: Path) -> None:
     assert page.text.count("caf\\udce9\\x00\\x1b.nii") >= 3
 
 
+@pytest.mark.slow
 def test_thousand_cases_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     # colour noise is the worst that PNG can be given
@@ -613,6 +617,7 @@ def test_slices_of_volumes_are_those_of_the_overview(plane: str) -> None:
     assert case_panels("a", missed, 1.0, 64)[3].absent == "no calibrated threshold"
 
 
+@pytest.mark.slow
 def test_curves_and_histograms_are_drawn_for_awkward_input() -> None:
     kinds = {"_own$x^2": "method", **{f"d{i}": "baseline" for i in range(12)}}
     falling = Curve("_own$x^2", "image", "pr", [1.0, 0.5, 0.0], [0.1, 0.5, 1.0])
@@ -634,6 +639,7 @@ def test_curves_and_histograms_are_drawn_for_awkward_input() -> None:
         draw_histogram([("normal", np.array([]))], None, "score")
 
 
+@pytest.mark.slow
 def test_report_leaves_pyplot_alone(tmp_path: Path) -> None:
     program = (
         "import sys\n"
@@ -717,6 +723,7 @@ def probe(browse: Callable[..., tuple[str, list[str], list[str]]], source: str, 
     return json.loads(dom[dom.index("<pre>") + len("<pre>") : dom.index("</pre>")])
 
 
+@pytest.mark.slow
 def test_browser_loads_the_page_without_a_word_or_a_request(
     browse: Callable[..., tuple[str, list[str], list[str]]], demo_page: Path, tmp_path: Path
 ) -> None:
@@ -736,6 +743,7 @@ def test_browser_loads_the_page_without_a_word_or_a_request(
     assert set(asked) == {"http://report.invalid/x.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_browser_shows_every_picture_and_fits_the_screen(
     browse: Callable[..., tuple[str, list[str], list[str]]], demo_page: Path, tmp_path: Path, width: int
@@ -754,6 +762,7 @@ def test_browser_shows_every_picture_and_fits_the_screen(
     assert found["resources"] == []
 
 
+@pytest.mark.slow
 def test_browser_prints_the_page(
     browse: Callable[..., tuple[str, list[str], list[str]]], demo_page: Path, tmp_path: Path
 ) -> None:

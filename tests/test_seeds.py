@@ -65,6 +65,7 @@ def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
         read_evaluations([tmp_path / "gone"])
 
 
+@pytest.mark.slow
 def test_the_report_tells_the_spread(trained: Path, evaluated: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     # the same weights under another seed: what is told must be the mean of two equal figures
     other = tmp_path / "other"

@@ -85,6 +85,7 @@ def test_the_inverse_has_the_shape_and_place_of_the_scan(
     assert float(back.max()) <= 1 + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(affine=affines(), shape=shapes, axis=axes, room=st.tuples(st.integers(0, 5), st.integers(0, 5)))
 def test_without_resampling_every_value_and_place_is_kept(
@@ -124,6 +125,7 @@ def centre_of_mass(volume: np.ndarray) -> np.ndarray:
     return (index * volume[..., None]).sum(axis=(0, 1, 2)) / volume.sum()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     affine=affines(),

@@ -163,6 +163,7 @@ def test_the_order_that_a_scan_is_stored_in_does_not_matter(
     np.testing.assert_array_equal(unturned.transpose(0, *(1 + np.argsort(order))), back)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(affine=affines(), shape=shapes, room=st.tuples(*[st.integers(0, 5)] * 3))
 def test_without_resampling_every_value_and_place_is_kept(
@@ -391,6 +392,7 @@ class Bright(AnomalyDetector):
         return AnomalyOutput(image * self.weight, score, image / 2 if self.restores else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restores", [True, False])
 def test_a_volume_is_run_whole_and_its_map_lies_on_the_scan(tmp_path: Path, restores: bool) -> None:
     network, chain = Bright(restores), ScanPreprocessing((SIDE,) * 3)
@@ -428,6 +430,7 @@ def tiny() -> ProxyAno:
     return ProxyAno(spatial_dims=3, channels=[4, 8], latent_channels=4, num_items=8)
 
 
+@pytest.mark.slow
 def test_detect_script_and_onnx_of_a_volume(tmp_path: Path) -> None:
     network = tiny().eval()
     volume = torch.rand(2, 1, 8, 12, 16)
@@ -456,6 +459,7 @@ def test_detect_script_and_onnx_of_a_volume(tmp_path: Path) -> None:
         network.detect(volume[..., 0])
 
 
+@pytest.mark.slow
 def test_both_stages_learn_on_volumes(tmp_path: Path) -> None:
     cohort = items(tmp_path, range(3))
     network = tiny()
@@ -493,6 +497,7 @@ def volumes_run(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return train_small(tmp_path_factory.mktemp("volumes"), tiny_cohort, "volumes", **OVERLAY)
 
 
+@pytest.mark.slow
 def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     described = json.loads((volumes_run / "models" / "detector.json").read_text())
     assert described["preprocessing"]["image_size"] == [16, 16, 16]
@@ -500,7 +505,7 @@ def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohor
     assert described["calibration_patients"] == 19
     out = detect(volumes_run, tmp_path / "out", tiny_cohort, "evaluate", overview_slices=1)
     assert len(table(out / "predictions.csv")) == 5
-    assert 0 <= (figures_of(out).value("Autoencoder", "pixel", "auroc") or -1) <= 1
+    assert 0 <= (figures_of(out).value("ProxyAno", "pixel", "auroc") or -1) <= 1
     for seed, case in ((90, "a0"), (91, "a1")):  # as stored in RAS order, and in another
         voxels, _, affine = head(seed)
         (folder,) = [f.parent for f in out.rglob("anomaly_map.nii.gz") if f.parent.name.endswith(case)]
@@ -512,6 +517,7 @@ def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohor
         assert nib.load(folder / "anomaly_map.nii.gz").get_fdata().std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:SuperpixelImage")  # cells of 9 pixels in slices of 16
 def test_bundle_refuses_sizes_and_networks_that_do_not_fit(tiny_cohort: Path, tmp_path: Path) -> None:
     slices = {**OVERLAY, "image_size": [16, 16]}

@@ -26,7 +26,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_folder, atomic_path, ensure_writable
 from monai_anomaly.io.case import write_case
 from monai_anomaly.io.tables import write_csv, write_json
-from monai_anomaly.report.overview import _View, _worst_slices, draw_overview
+from monai_anomaly.report.overview import ScanView, _worst_slices, draw_overview
 from monai_anomaly.report.plots import draw_loss_curves
 
 
@@ -488,7 +488,7 @@ def test_slices_are_shown_in_radiological_orientation(plane: str) -> None:
                 origin[target] = 8.0 if flip else 0.0
             oblique = rotation((0.2, -0.15, 0.1)) @ matrix
             scan = as_scan(stored[None], from_matvec(oblique, origin), scan_kind="volume")
-            shown = _View(scan, plane).slices(stored)
+            shown = ScanView(scan, plane).slices(stored)
             # the bright corner is at the upper left of every plane
             last = shown[int(shown.max(axis=(1, 2)).argmax())]
             assert np.unravel_index(last.argmax(), last.shape) == (0, 0)
@@ -499,11 +499,11 @@ def test_slices_are_shown_in_radiological_orientation(plane: str) -> None:
 
 def test_view_takes_proportions_from_the_voxel_sizes() -> None:
     scan = as_scan(np.zeros((1, 4, 5, 6)), np.diag([1.0, 2.0, 6.0, 1.0]), scan_kind="volume")
-    assert (_View(scan, "axial").aspect, _View(scan, "axial").thickness) == (2.0, 6.0)
-    assert (_View(scan, "coronal").aspect, _View(scan, "sagittal").aspect) == (6.0, 3.0)
+    assert (ScanView(scan, "axial").aspect, ScanView(scan, "axial").thickness) == (2.0, 6.0)
+    assert (ScanView(scan, "coronal").aspect, ScanView(scan, "sagittal").aspect) == (6.0, 3.0)
     array = np.random.default_rng(0).random((4, 5, 1))
     picture = as_scan(array[None], np.eye(4), scan_kind="picture")
-    np.testing.assert_array_equal(_View(picture, "axial").slices(array)[0], array[..., 0])
+    np.testing.assert_array_equal(ScanView(picture, "axial").slices(array)[0], array[..., 0])
 
 
 def test_worst_slices_are_spread() -> None:

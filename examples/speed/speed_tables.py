@@ -37,7 +37,9 @@ def section_text(report: Mapping[str, Any], name: str) -> str:
 def _where(context: Mapping[str, Any]) -> str:
     machine = context["machine"]
     where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
-    packages = ", ".join(f"{name} {number}" for name, number in context["versions"].items() if number)
+    versions = context["versions"]
+    # the file has those of the other libraries
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("monai-anomaly", "torch") if versions.get(name))
     facts = [where, context["clock"], f"load {context['load_before']:g} before", context["when"], packages]
     return "; ".join([*facts, context["note"]] if context["note"] else facts)
 
