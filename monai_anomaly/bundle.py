@@ -44,7 +44,7 @@ def bundles_folder() -> Path:
 
 
 def check_run(bundle_root: str | Path, **required: Any) -> None:
-    """Refuse a run that could only go wrong later or, worse, go wrong unseen.
+    """Reject a run that could only go wrong later or, worse, go wrong unseen.
 
     Called first by every config. Errors of the input then end the program with one line and exit code 1.
 
@@ -93,7 +93,7 @@ def train_and_evaluate(
     output_dir: str | Path,
     options: dict[str, Any],
     *,
-    overlays: Sequence[str] = (),
+    override_configs: Sequence[str] = (),
     seed: int = 0,
     num_workers: int = 2,
 ) -> None:
@@ -104,7 +104,7 @@ def train_and_evaluate(
         dataset_dir: the cohort.
         output_dir: gets what both write.
         options: of the training.
-        overlays: names of config files of the bundle that are laid over ``train.yaml``.
+        override configs: names of config files of the bundle that are merged over ``train.yaml``.
         seed: of the training.
         num_workers: threads.
     """
@@ -112,7 +112,7 @@ def train_and_evaluate(
 
     where = {"bundle_root": str(bundle_root), "dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
     train, *over, evaluate = (
-        str(Path(bundle_root) / "configs" / f"{name}.yaml") for name in ("train", *overlays, "evaluate")
+        str(Path(bundle_root) / "configs" / f"{name}.yaml") for name in ("train", *override_configs, "evaluate")
     )
     # MONAI passes over overrides that are None.
     given = {name: "$None" if value is None else value for name, value in options.items()}
@@ -161,7 +161,7 @@ Research use only, not for diagnosis. Where to look:
 
 
 def check_overrides(overrides: Sequence[str], config: dict[str, Any], where: str) -> None:
-    """Refuse an override that names nothing.
+    """Reject an override that names nothing.
 
     Args:
         overrides: ids such as ``dataset_dir`` or ``network_def#channels``.
@@ -253,7 +253,7 @@ def _install_error_line() -> None:
             if isinstance(cause, InputError):
                 print(f"error: {cause}", file=sys.stderr)
                 return
-            # A component that refuses a value was given a wrong option.
+            # A component that rejects a value was given a wrong option.
             if isinstance(cause, ValueError) and (component := _COMPONENT.match(str(outer))):
                 print(f"error: {component[1]}: {' '.join(str(cause).split())}", file=sys.stderr)
                 return

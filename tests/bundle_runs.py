@@ -180,8 +180,8 @@ def figures_of(folder: Path) -> FigureTable:
     return FigureTable(json.loads((folder / "metrics.json").read_text())["figures"])
 
 
-def train_small(output: Path, dataset: Path, *overlays: str, **options: Any) -> Path:
-    run_bundle(["train", *overlays], output, dataset, progress=False, **{**SMALL, **options})
+def train_small(output: Path, dataset: Path, *override_configs: str, **options: Any) -> Path:
+    run_bundle(["train", *override_configs], output, dataset, progress=False, **{**SMALL, **options})
     return output
 
 

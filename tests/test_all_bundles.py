@@ -21,7 +21,7 @@ from monai_anomaly.networks import AnomalyDetector
 
 pytest_plugins = ["bundle_fixtures"]
 
-# A small and short training of each bundle, laid over the sizes of its own quickstart.
+# A small and short training of each bundle, merged over the sizes of its own quickstart.
 TINY: dict[str, dict[str, Any]] = {
     "baselines": {"network_def#channels": [4, 8, 8, 8], "max_epochs": 1},
     "dae": {"network_def#channels": [4, 8], "max_epochs": 1, "batch_size": 8},
@@ -52,8 +52,8 @@ OWN_RUN = {"inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "train.yam
 OWN_RUN |= {"video_metrics.yaml"}
 
 
-def overlays(name: str) -> list[str]:
-    """The names of the files that are laid over a bundle's ``train.yaml``."""
+def override_configs(name: str) -> list[str]:
+    """The names of the files that are merged over a bundle's ``train.yaml``."""
     return sorted(path.stem for path in (BUNDLES / name / "configs").glob("*.yaml") if path.name not in OWN_RUN)
 
 
@@ -152,16 +152,19 @@ def test_network_is_verified_exported_and_loaded_before_any_training(name: str, 
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model.ts"}
 
 
-@pytest.mark.parametrize(("name", "overlay"), [(name, overlay) for name in NAMES for overlay in overlays(name)])
-def test_overlays_name_only_what_train_knows(name: str, overlay: str) -> None:
-    content = ConfigParser.load_config_file(train_files(name, overlay)[1])
-    # an overlay may bring ids of its own for its own components to refer to
+@pytest.mark.parametrize(
+    ("name", "override_config"),
+    [(name, override_config) for name in NAMES for override_config in override_configs(name)],
+)
+def test_overlays_name_only_what_train_knows(name: str, override_config: str) -> None:
+    content = ConfigParser.load_config_file(train_files(name, override_config)[1])
+    # an override_config may bring ids of its own for its own components to refer to
     known = {
         **ConfigParser.load_config_file(train_files(name)[0]),
         **{k: v for k, v in content.items() if "#" not in k},
     }
     check_overrides([key for key in content if not key.startswith("train#")], known, "train.yaml")
-    merged = ConfigParser(ConfigParser.load_config_files(train_files(name, overlay)))
+    merged = ConfigParser(ConfigParser.load_config_files(train_files(name, override_config)))
     assert all(merged[key] == value for key, value in content.items())
 
 

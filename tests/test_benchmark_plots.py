@@ -20,7 +20,7 @@ from monai_anomaly.exceptions import InputError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two methods on pictures with masks and on clips, watched over the epochs; leave it as it is."""
+    """Two methods on images with masks and on clips, watched over the epochs; leave it as it is."""
     folder = tmp_path_factory.mktemp("plots")
     sets = {"stripes": {"image_size": [SIDE, SIDE], "problems": ["masks", "clips"]}}
     suite = load_suite(tiny_suite(folder, sets=sets))

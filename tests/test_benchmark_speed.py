@@ -23,7 +23,7 @@ import speed_growth
 import speed_tables
 from measure_speed import main
 from monai_anomaly.benchmarks import load_methods
-from monai_anomaly.benchmarks.pictures import PictureDataset
+from monai_anomaly.benchmarks.images import ImageSetDataset
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
@@ -62,7 +62,7 @@ def test_targets_are_those_of_device_and_batch() -> None:
     }
     seconds |= {"itae": [4.2, 8.4, 12.6], "proxyano": [2.8, 5.6, 8.4]}
     rows = {(row["contender"], row["reference"]): row for row in speed.speed_targets(seconds, "cpu", 8)}
-    # the peers and DAAD were not measured
+    # the external baselines and DAAD were not measured
     assert set(rows) == {
         ("hfrae", "encoder"),
         ("itae", "itae_one_pass"),
@@ -323,7 +323,7 @@ def test_an_epochs_share_is_what_the_step_leaves() -> None:
 def test_pictures_are_transformed_without_metadata_to_the_same_values() -> None:
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     flips = Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=axis) for axis in (0, 1)])
-    dataset = PictureDataset(images, list("abcdef"), transform=flips)
+    dataset = ImageSetDataset(images, list("abcdef"), transform=flips)
     dataset.set_random_state(3)
     assert get_track_meta()
     drawn = [dataset[index]["image"] for index in range(6)]

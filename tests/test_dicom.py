@@ -33,7 +33,7 @@ STEP = 4.5
 
 
 def image(pixels: np.ndarray, **attributes: object) -> Dataset:
-    """A grayscale MR picture, (rows, columns) or (frames, rows, columns) of uint16, without any geometry."""
+    """A grayscale MR image, (rows, columns) or (frames, rows, columns) of uint16, without any geometry."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

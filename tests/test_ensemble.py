@@ -1,4 +1,4 @@
-"""Ensembles: p-values against their definition, a calibration that holds, files that come back, misfits refused."""
+"""Ensembles: p-values against their definition, a calibration that holds, files that come back, misfits rejected."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_pictures_are_read_as_they_are_shown(tmp_path: Path, suffix: str, orient
     scan = LoadScan()(path)
     expected = shown[None] if shown.ndim == 2 else np.moveaxis(shown, -1, 0)
     np.testing.assert_allclose(scan[..., 0].numpy(), expected, atol=4 if suffix == "jpg" else 0)
-    # The map lies on the picture as viewers show it, without a tag of its own.
+    # The map lies on the image as viewers show it, without a tag of its own.
     write_case(tmp_path / "case", scan, anomaly_map=scan[0].numpy(), restoration=scan.numpy(), anomaly_mask=None)
     with Image.open(tmp_path / "case" / "anomaly_map.tiff") as anomaly_map:
         np.testing.assert_array_equal(np.asarray(anomaly_map), scan[0, ..., 0].numpy())
@@ -242,7 +242,7 @@ def test_of_bids_data_the_structural_images_count(tmp_path: Path) -> None:
     root = tmp_path / "bids"
     bids(root)
     expected = [f"sub-0{number}/ses-1/anat/sub-0{number}_ses-1_T1w.nii.gz" for number in (1, 2)]
-    line = "bold: 2, dwi: 2, folder derivatives: 1, mask: 2, picture: 2."
+    line = "2-D image: 2, bold: 2, dwi: 2, folder derivatives: 1, mask: 2."
     assert found(root, line) == expected
     with pytest.warns(UserWarning, match=line):
         written = write_datalist(root, tmp_path / "c.json", patient_regex="(sub-[0-9]+)", calibration_fraction=0.5)
@@ -275,7 +275,7 @@ def test_discs_hold_their_series(tmp_path: Path) -> None:
     files.write(disc)
     (disc / "VIEWER").mkdir()
     Image.new("L", (8, 8)).save(disc / "VIEWER" / "logo.png")
-    line = "folder of DICOM files without an image: 1, picture of a disc: 1."
+    line = "folder of DICOM files without an image: 1, 2-D image of a disc: 1."
     (series,) = found(disc, line)
     assert LoadScan()(disc / series).meta["source_format"] == "dicom"
     assert found(tmp_path / "discs", line) == [f"one/{series}"]

@@ -475,7 +475,7 @@ def test_unfit_images_are_refused() -> None:
 
 
 def stripes(number: int, side: int = 16, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Gray pictures of level stripes with random phase."""
+    """Gray images of level stripes with random phase."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(float(side))[:, None].expand(side, side)
     phases = torch.rand(number, generator=generator) * 6.28

@@ -260,7 +260,7 @@ def test_larger_is_more_anomalous() -> None:
 
 
 def test_padding_counts_in_no_error() -> None:
-    """A picture that is not square has the errors of its own pixels: here exactly 1 for a restoration of 0."""
+    """An image that is not square has the errors of its own pixels: here exactly 1 for a restoration of 0."""
     detector = small().eval()
     last = detector.autoencoder.exit[0].conv
     nn.init.zeros_(last.weight)
@@ -554,8 +554,8 @@ def test_statistics_of_nothing_are_refused() -> None:
 CONFIGS = Path(__file__).parents[1] / "bundles" / "itae" / "configs"
 
 
-def parsed(*overlays: str, **options: Any) -> ConfigParser:
-    names = ["train", *overlays]
+def parsed(*override_configs: str, **options: Any) -> ConfigParser:
+    names = ["train", *override_configs]
     parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / f"{name}.yaml") for name in names]))
     for name, value in {"dataset_dir": "nowhere", "device": "cpu", **options}.items():
         parser[name] = value
@@ -597,10 +597,10 @@ def test_the_bundle_augments_colour_and_not_gray() -> None:
     assert columns == [4, 5, 6, 7, 8, 9, 10, 11]
 
 
-@pytest.mark.parametrize("overlay", ["brain_mri", "retinal_oct", "volumes", "video"])
-def test_overlays_fit_their_network(overlay: str) -> None:
-    parser = parsed(overlay)
+@pytest.mark.parametrize("override_config", ["brain_mri", "retinal_oct", "volumes", "video"])
+def test_overlays_fit_their_network(override_config: str) -> None:
+    parser = parsed(override_config)
     detector = parser.get_parsed_content("network_def")
     assert len(parser.get_parsed_content("image_size")) == detector.spatial_dims
     assert detector.in_channels == parser.get_parsed_content("in_channels")
-    assert isinstance(detector.autoencoder.encoder, ResNet34Encoder) == (overlay == "video")
+    assert isinstance(detector.autoencoder.encoder, ResNet34Encoder) == (override_config == "video")

@@ -248,7 +248,7 @@ def test_suffixes() -> None:
     assert scan_suffix("readme") == ""
 
 
-# ---- pictures
+# ---- images
 
 
 def check_picture(path: Path, expected: np.ndarray) -> None:
@@ -320,8 +320,8 @@ def test_refused_pictures(tmp_path: Path) -> None:
     Image.fromarray(whole).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "text.tif").write_bytes(b"II no picture" * 9)
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "text.tif").write_bytes(b"II no image" * 9)
     deep = png16(tmp_path / "deep.png", RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16)).read_bytes()
     (tmp_path / "cut_deep.png").write_bytes(deep[: len(deep) // 2])
     for name in ("cut.png", "text.jpg", "text.tif", "cut_deep.png"):

@@ -72,7 +72,7 @@ def test_equals_scikit_learn(sample: tuple[np.ndarray, np.ndarray]) -> None:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores, labels = sample
-    if scores.dtype.kind == "f":  # scikit-learn refuses infinities; whole numbers keep the ties
+    if scores.dtype.kind == "f":  # scikit-learn rejects infinities; whole numbers keep the ties
         scores = np.clip(np.nan_to_num(scores), -1e4, 1e4)
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)

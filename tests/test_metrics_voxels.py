@@ -391,7 +391,7 @@ def test_undefined_has_a_reason_and_unfit_is_refused() -> None:
         metrics.update(np.full((2, 2), np.nan), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="labels"):
         metrics.update(np.zeros((2, 2)), np.full((2, 2), 2))
-    assert metrics.compute() == got, "what is refused is not counted"
+    assert metrics.compute() == got, "what is rejected is not counted"
     for arguments in (
         {"overlap_limit": 0.0},
         {"fpr": 1.0},

@@ -528,7 +528,7 @@ def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["r.html"]
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------
 
 
 def pixels(png: bytes) -> np.ndarray:

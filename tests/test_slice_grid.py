@@ -244,7 +244,7 @@ def test_air_outside_the_window_is_cut_off() -> None:
 def test_pictures_keep_their_orientation() -> None:
     picture = np.random.default_rng(0).random((3, 16, 24, 1), dtype=np.float32)
     for axis in SLICE_AXES:
-        for spacing in (None, 0.3):  # a picture has no millimetres
+        for spacing in (None, 0.3):  # an image has no millimetres
             grid = SliceGrid((24, 24), axis, spacing)
             stack = grid(scan(picture, kind="picture"))
             assert stack.shape == (3, 24, 24, 1)

@@ -1,4 +1,4 @@
-"""How patients are drawn, what a detector keeps of its cohort, and what is refused because of it."""
+"""How patients are drawn, what a detector keeps of its cohort, and what is rejected because of it."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_known_series_and_channels(trained: Path, tiny_cohort: Path) -> None:
         assert check_unseen({"training": {}}, data) == []
 
 
-# ---- refused cohorts
+# ---- rejected cohorts
 
 
 def test_training_refuses_a_cohort_made_by_hand_that_leaks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training: both stages learn, a killed run goes on to the same weights, foreign checkpoints and NaN are refused."""
+"""Training: both stages learn, a killed run goes on to the same weights, foreign checkpoints and NaN are rejected."""
 
 from __future__ import annotations
 

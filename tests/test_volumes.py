@@ -153,7 +153,7 @@ def test_the_order_that_a_scan_is_stored_in_does_not_matter(
             turned[:3, axis] *= -1
             stored = np.flip(stored, 1 + axis)
     grid = VolumeGrid(size, spacing)
-    # nothing is tissue, so that nothing is refused
+    # nothing is tissue, so that nothing is rejected
     plain = grid(scan(values, affine, foreground_level=[1.0]))
     other = grid(scan(stored, turned, foreground_level=[1.0]))
     assert torch.equal(plain.as_tensor(), other.as_tensor())
@@ -325,7 +325,7 @@ def test_a_change_goes_back_as_the_difference_of_both_images(tmp_path: Path, siz
 def test_pictures_tiles_and_odd_sizes_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(tmp_path / "a.png")
     chain = ScanPreprocessing((16, 16, 16))
-    with pytest.raises(InputError, match=r"a\.png: is a picture, and an image_size of three numbers") as caught:
+    with pytest.raises(InputError, match=r"a\.png: is an image, and an image_size of three numbers") as caught:
         chain.stack(chain.load(str(tmp_path / "a.png")))
     assert "spatial_dims 2" in caught.value.remedy
     with pytest.raises(ValueError, match=r"tiles cut slices; .*got \(2, 1\)"):
@@ -534,7 +534,7 @@ def test_bundle_refuses_pictures_for_volumes(volumes_run: Path, tmp_path: Path) 
     with pytest.raises((SystemExit, RuntimeError)) as caught:
         detect(volumes_run, tmp_path / "out", tmp_path / "pictures")
     cause: BaseException | None = caught.value
-    while cause is not None and "is a picture" not in str(cause):
+    while cause is not None and "is an image" not in str(cause):
         cause = cause.__cause__ or cause.__context__
     assert cause is not None
-    assert "is a picture" in table(tmp_path / "out" / "failures.csv")[0]["error"]
+    assert "is an image" in table(tmp_path / "out" / "failures.csv")[0]["error"]

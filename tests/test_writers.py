@@ -365,7 +365,7 @@ def test_real_volumes_keep_their_geometry(real_data: Path, tmp_path: Path) -> No
         assert theirs.GetDirection() == ours.GetDirection()
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------------
 
 
 def load_picture(path: Path, array: np.ndarray) -> MetaTensor:
@@ -514,10 +514,10 @@ def test_worst_slices_are_spread() -> None:
     assert _worst_slices(peaks[:2], 1.0, 4) == [1, 0]
 
 
-@pytest.mark.parametrize("kind", ["volume", "gray picture", "colour picture"])
+@pytest.mark.parametrize("kind", ["volume", "gray image", "colour image"])
 def test_overview_is_a_picture_of_the_slices(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
-    shape = {"volume": (1, 20, 24, 8), "gray picture": (1, 20, 24, 1), "colour picture": (3, 20, 24, 1)}[kind]
+    shape = {"volume": (1, 20, 24, 8), "gray image": (1, 20, 24, 1), "colour image": (3, 20, 24, 1)}[kind]
     array = rng.random(shape)
     scan = as_scan(array, np.diag([2.0, 2.0, 5.0, 1.0]), scan_kind=kind.split()[-1])
     scores = rng.random(shape[1:], dtype=np.float32) * 0.1

@@ -1,4 +1,4 @@
-"""What methods, their parts and peers cost, side by side in one run."""
+"""What methods, their parts and external baselines cost, side by side in one run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from monai_anomaly.benchmarks.images import ImageSetReader, Sides
 from monai_anomaly.benchmarks.peers import random_backbones
-from monai_anomaly.benchmarks.pictures import PictureReader, Sides
 from monai_anomaly.benchmarks.suites import load_methods
 from monai_anomaly.benchmarks.training import build_detector, merged_config
-from monai_anomaly.data.published import Pictures
+from monai_anomaly.data.published import ImageSet
 from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.engines.inferer import set_memory_format
 from monai_anomaly.exceptions import InputError
@@ -73,10 +73,10 @@ def contenders(names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """What can be measured, by name.
 
     Args:
-        names: some of them; None: all, without the peers whose library is not installed.
+        names: some of them; None: all, without the external baselines whose library is not installed.
 
     Raises:
-        InputError: for a name that is not there, or a peer whose library is not installed.
+        InputError: for a name that is not there, or an external baseline whose library is not installed.
     """
     known = speed_plan()["contenders"]
     if names is None:
@@ -95,7 +95,7 @@ def _peers_installed() -> bool:
 
 @contextmanager
 def _random_weights() -> Iterator[None]:
-    """Within, networks of peers start from random weights: they cost the same, and nothing is downloaded."""
+    """Within, external baselines start from random weights: they cost the same, and nothing is downloaded."""
     if not _peers_installed():
         yield
         return
@@ -111,9 +111,9 @@ def inference_calls(
     Args:
         chosen: of ``contenders``.
         size: rows and columns.
-        batch: pictures.
+        batch: images.
         device: where it runs.
-        form: ``"plain"``, or one of ``FORMS``: memory format of weights and pictures, torch.compile, mixed precision
+        form: ``"plain"``, or one of ``FORMS``: memory format of weights and images, torch.compile, mixed precision
             (on a GPU).
     """
     image = torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -133,7 +133,7 @@ def network_of(entry: Mapping[str, Any], size: int) -> Any:
     with _random_weights():
         try:
             return parser.get_parsed_content("network").eval()
-        except RuntimeError as error:  # MONAI's, around what the network refuses
+        except RuntimeError as error:  # MONAI's, around what the network rejects
             title, cause = entry.get("title", "a network"), " ".join(str(error.__cause__ or error).split())
             raise InputError(
                 f"--size {size}", f"does not suit {title} ({cause})", "Give another, or name others."
@@ -163,12 +163,12 @@ def training_stages(
     weights: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """The stages of a method at the paper's widths, on pictures of noise.
+    """The stages of a method at the paper's widths, on images of noise.
 
     Args:
         name: of ``methods.yaml``.
         size: rows and columns.
-        pictures: to train on.
+        images: to train on.
         device: where it runs.
         weights: file of an encoder's weights, for the methods that need one.
         options: further overrides of the config; those that it does not have are passed over.
@@ -176,7 +176,7 @@ def training_stages(
     random = np.random.default_rng(0)
     # two held out: one alone gives scores no range
     values = random.integers(0, 256, (pictures + 3, size, size)).astype(np.uint8)
-    whole = Pictures(
+    whole = ImageSet(
         tuple(str(i) for i in range(len(values))), np.zeros(len(values), dtype=np.int64), values.__getitem__
     )
     held_out, calibration = whole.take([pictures, pictures + 1]), whole.take([pictures + 2])
@@ -185,13 +185,13 @@ def training_stages(
     known = merged_config(method.files, {}).config
     overrides = {"image_size": [size, size], "in_channels": 1, "device": torch.device(device), "amp": False}
     overrides |= {**method.options, **(options or {})}
-    if "weights" in method.options:  # peers keep their random ones, whatever their backbone
+    if "weights" in method.options:  # external baselines keep their random ones, whatever their backbone
         overrides["weights"] = weights
     overrides = {key: value for key, value in overrides.items() if key.partition("#")[0] in known}
     with _random_weights():
         parser = merged_config(method.files, overrides)
         _, stages, _, _ = build_detector(
-            parser, sides, lambda image_size, channels: PictureReader(image_size, channels, "unit")
+            parser, sides, lambda image_size, channels: ImageSetReader(image_size, channels, "unit")
         )
     return stages
 
@@ -204,7 +204,7 @@ def training_calls(
     Args:
         names: of ``methods.yaml``.
         size: rows and columns.
-        batch: pictures in a step.
+        batch: images in a step.
         device: where it runs.
         weights: file of an encoder's weights, for the methods that need one.
 
@@ -286,7 +286,7 @@ def speed_targets(seconds: Mapping[str, Sequence[float]], device: str, batch: in
     Args:
         seconds: of ``compare``.
         device: where it ran.
-        batch: pictures in a batch.
+        batch: images in a batch.
     """
     kind = torch.device(device).type
     rows = []
@@ -332,7 +332,7 @@ def compare_forms(
         chosen: of ``contenders``; those that are a part of a network have no map and are passed over.
         forms: some of ``FORMS``; mixed precision is measured on a GPU alone.
         size: rows and columns.
-        batch: pictures.
+        batch: images.
         device: where it runs.
         repeats: rounds that count.
 
@@ -385,7 +385,7 @@ def peak_memory(name: str, size: int, batch: int, device: str) -> int:
     Args:
         name: of ``contenders``.
         size: rows and columns.
-        batch: pictures.
+        batch: images.
         device: where it runs.
     """
     return cost_apart(contender_call, name, size, batch, device, device=device)["peak_bytes"]

@@ -184,7 +184,7 @@ def cohort_breakdown(
 
     Returns:
         A row for each: ``contender``, ``scans``, ``slices``, ``seconds`` (see ``clock_of``), ``parts``: seconds of
-        loading, transforms (there and back), network, writing (files and tables), pictures (overviews and report),
+        loading, transforms (there and back), network, writing (files and tables), images (overviews and report),
         and other; ``input_bytes`` and ``output_bytes``, all files of the cohort and of the results.
     """
     rows = []
@@ -247,12 +247,12 @@ def volume_seconds(
 def epoch_shares(
     methods: Mapping[str, Mapping[str, Any]], device: str, pictures: int = 64, weights: str | None = None
 ) -> list[dict[str, Any]]:
-    """How much of a training epoch on small pictures is spent outside the network step.
+    """How much of a training epoch on small images is spent outside the network step.
 
     Args:
         methods: by name of ``methods.yaml`` the ``sides`` and perhaps ``options``.
         device: where it runs.
-        pictures: of an epoch, in memory; the methods' batches are those of their papers.
+        images: of an epoch, in memory; the methods' batches are those of their papers.
         weights: see ``training_stages``.
 
     Returns:

@@ -93,7 +93,7 @@ class DAADTrainer(StageTrainer):
         self.loss_function = loss_function
 
     def prepare(self) -> None:
-        """Refuse now what the scales of the scores could not be fitted on afterwards.
+        """Reject now what the scales of the scores could not be fitted on afterwards.
 
         Raises:
             InputError: if the detector needs held-out images and there is only one.

@@ -123,17 +123,17 @@ def check_unseen(
     Args:
         description: the content of ``detector.json``.
         data: items of the cohort to detect in.
-        refuse: raise where there are any, for an evaluation; False: warn, for maps alone.
+        reject: raise where there are any, for an evaluation; False: warn, for maps alone.
         num_workers: threads that read the files.
 
     Returns:
         Those scans, as ``seen_scans`` gives them.
 
     Raises:
-        InputError: where there are any and ``refuse``.
+        InputError: where there are any and ``reject``.
 
     Warns:
-        UserWarning: where there are any and not ``refuse``, or the description says nothing of the cohort's files.
+        UserWarning: where there are any and not ``reject``, or the description says nothing of the cohort's files.
     """
     split = description.get("training", {}).get("split")
     if split is None:

@@ -15,7 +15,7 @@ import numpy as np
 from ignite.engine import Events
 
 from monai_anomaly.calibration import ConformalCalibration, drift_report, scan_facts
-from monai_anomaly.data.picture_statistics import confounds, picture_statistics
+from monai_anomaly.data.image_statistics import confounders, image_statistics
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.tables import write_csv, write_json
@@ -308,12 +308,12 @@ class MetricsHandler(_DescribedHandler):
             data["scan"].meta["scan_kind"],
             None if affine is None else float(abs(np.linalg.det(affine[:3, :3]))),
         )
-        self.statistics.append(picture_statistics(data["scan"], item))
+        self.statistics.append(image_statistics(data["scan"], item))
 
     def end(self, engine: CohortEvaluator) -> None:
         """See the base."""
         figures = self.figures.compute()
-        found = confounds([{**item, **own} for item, own in zip(self.items, self.statistics)])
+        found = confounders([{**item, **own} for item, own in zip(self.items, self.statistics)])
         kinds = {name: "method" if name == self.name else "baseline" for name in self.thresholds}
         for row in found.rows:
             name = row["statistic"].replace("_", " ")
@@ -350,7 +350,7 @@ class ReportHandler(_DescribedHandler):
         network: the detector.
         alpha: rate that the threshold of scores is set for; None for none.
         description: the content of ``detector.json``; None where it is not known.
-        slice_axis: that of the pictures.
+        slice_axis: that of the images.
         show_patients: name patients on the page.
         write: False removes the page of an earlier run, which would tell of other figures.
     """

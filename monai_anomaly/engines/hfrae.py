@@ -68,7 +68,7 @@ def fill_encoder(
     url: str | None = None,
     sha256: str | None = None,
 ) -> HFRAE:
-    """Give a new detector's encoder its weights; without any it stays random, and its trainer refuses it.
+    """Give a new detector's encoder its weights; without any it stays random, and its trainer rejects it.
 
     Args:
         network: the detector.

@@ -49,7 +49,7 @@ class LoadReferenced(Transform):
     A scan labelled normal that names no mask has no lesion.
 
     Args:
-        resample: lay masks of another grid on the scan's (see ``load_mask``); False: refuse them.
+        resample: lay masks of another grid on the scan's (see ``load_mask``); False: reject them.
     """
 
     def __init__(self, resample: bool = False) -> None:
@@ -280,8 +280,8 @@ class SaveCased(Transform):
 
     Args:
         output_dir: gets a folder for each case.
-        overview_slices: slices shown in ``overview.png``; 0 for no picture.
-        slice_axis: that of the picture.
+        overview_slices: slices shown in ``overview.png``; 0 for no image.
+        slice_axis: that of the image.
 
     Raises:
         InputError: if the folder cannot be written to.

@@ -222,7 +222,7 @@ def train_stages(
         network: the detector that they train.
         folder: for ``checkpoint.pt``, ``losses.csv`` and ``losses.png``.
         seed: of the whole run.
-        identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is refused.
+        identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is rejected.
         resume: take up a checkpoint that is there; False starts anew.
         save_interval: epochs between checkpoints.
         val_interval: epochs between validation losses; the last epoch of a stage always has one.

@@ -123,7 +123,7 @@ class DetectorTraining:
             )
 
     def _check_fit(self) -> None:
-        """Refuse data that the network would only fail on after the training, or deep inside it."""
+        """Reject data that the network would only fail on after the training, or deep inside it."""
         network, size = self.network, self.preprocessing.config["image_size"]
         if len(size) != network.spatial_dims:
             raise InputError(

@@ -1,4 +1,4 @@
-"""One scan's results on the scan's own grid: volumes as NIfTI, pictures as TIFF and PNG."""
+"""One scan's results on the scan's own grid: volumes as NIfTI, images as TIFF and PNG."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def write_case(
     maps hardly shrink further, and higher levels take several times as long. Header extensions and free text of the
     source, which may name the patient, are not copied.
 
-    A picture gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
+    An image gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
     and below, brightest at this map's own maximum: to be looked at, not measured), ``restoration.png`` and
     ``anomaly_mask.png`` (0 or 255). The restoration is clipped to the source's range and rounded: 8 bits for sources
     of up to 8 bits, 16 bits for 16-bit sources; other sources (floating point, 32 bits) are scaled linearly from
-    their lowest and highest value to 16 bits. Pictures stacked as channels give one gray ``restoration_<channel>.png``
-    each, counted from 0. All lie on the picture as viewers show it, turned as its EXIF orientation says.
+    their lowest and highest value to 16 bits. Images stacked as channels give one gray ``restoration_<channel>.png``
+    each, counted from 0. All lie on the image as viewers show it, turned as its EXIF orientation says.
 
     Args:
         folder: the case's folder. One that exists is replaced whole, so that no file of an earlier run stays behind:
             give a folder that holds nothing else.
-        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for a picture, with ``scan_kind``,
+        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind``,
             ``source`` and ``source_format`` in its meta.
         anomaly_map: anomaly scores, (X, Y, Z).
         restoration: the normal image restored, (C, X, Y, Z), in the scan's units.
         anomaly_mask: True where the map is above the chosen threshold, (X, Y, Z); None for no mask file.
         mask_description: how the mask was made, for the NIfTI header (``descrip``): at most 79 bytes of UTF-8.
         extra_maps: further maps, (X, Y, Z) each, by the name of their file, with what the NIfTI header says of them;
-            written float32 as the anomaly map is (a picture's as TIFF alone).
+            written float32 as the anomaly map is (an image's as TIFF alone).
         also: writes further files into the folder that it is given, before the case appears.
 
     Raises:
@@ -193,7 +193,7 @@ def _save_tiff(values: np.ndarray, path: Path) -> None:
 
 
 def _save_png(pixels: np.ndarray, path: Path) -> None:
-    """Write a picture with its caution in the file, since its own pixels have no room for one."""
+    """Write an image with its caution in the file, since its own pixels have no room for one."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -203,7 +203,7 @@ def _save_png(pixels: np.ndarray, path: Path) -> None:
 
 
 def _write_restored(path: Path, image: np.ndarray, source: Path, values: np.ndarray) -> None:
-    """Write one gray (1, rows, columns) or colour (3, rows, columns) picture in its source's range and depth."""
+    """Write one gray (1, rows, columns) or colour (3, rows, columns) image in its source's range and depth."""
     low, high, depth = _picture_range(source, values)
     share = np.clip((image.astype(np.float64) - low) / (high - low), 0.0, 1.0)
     kind = np.uint8 if depth == 8 else np.uint16
@@ -221,7 +221,7 @@ def _write_restored(path: Path, image: np.ndarray, source: Path, values: np.ndar
 def _picture_range(source: Path, values: np.ndarray) -> tuple[float, float, int]:
     """The values that stand for black and for white, and the bits a channel that the restoration is written with.
 
-    PIL does not tell the depth of 16-bit colour pictures, so the formats are asked themselves.
+    PIL does not tell the depth of 16-bit colour images, so the formats are asked themselves.
     """
     dtype: np.dtype = np.dtype(np.uint8)  # JPEG and BMP have no other
     try:

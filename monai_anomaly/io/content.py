@@ -13,8 +13,8 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import is_dicom_file
+from monai_anomaly.io.image_files import upright
 from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
-from monai_anomaly.io.picture_files import upright
 
 __all__ = ["content_hash", "shown_digest"]
 

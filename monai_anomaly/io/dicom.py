@@ -116,13 +116,13 @@ class DICOMSeriesReader(PydicomReader):
     The slices of a folder are sorted along the normal of their plane (the cross product of the row and column
     direction), never by instance number or file name, and their spacing is the distance of their positions, never the
     slice thickness. Rescale slope and intercept are applied. The array is (columns, rows, slices), or
-    (columns, rows, slices, 3) for a colour picture. A single slice is taken as ``SpacingBetweenSlices`` deep, or 1 mm
+    (columns, rows, slices, 3) for a colour image. A single slice is taken as ``SpacingBetweenSlices`` deep, or 1 mm
     where the header does not say. Enhanced multi-frame files are read by MONAI's ``ITKReader`` and checked against the
     position of every frame.
 
     Args:
         time_point: which volume to read where positions repeat (time points, echoes, b-values), counted from 0 in the
-            order of acquisition number, temporal position and instance number. Without it such a series is refused.
+            order of acquisition number, temporal position and instance number. Without it such a series is rejected.
 
     References:
         DICOM PS3.3, C.7.6.2 (Image Plane Module): https://dicom.nema.org/medical/dicom/current/output/chtml/part03/
@@ -192,7 +192,7 @@ class DICOMSeriesReader(PydicomReader):
         syntax = data[0].file_meta.get("TransferSyntaxUID")
         try:
             with warnings.catch_warnings():
-                # A lone projection picture has no position; that is dealt with below.
+                # A lone projection image has no position; that is dealt with below.
                 warnings.filterwarnings("ignore", message="PydicomReader: ImageOrientationPatient")
                 array, meta = super().get_data(data)
         except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
@@ -251,7 +251,7 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
 
 
 def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
-    """Refuse several series, segmentations, copies, several multi-frame files, and pictures of different size."""
+    """Reject several series, segmentations, copies, several multi-frame files, and images of different size."""
     series = Counter(str(header.get("SeriesInstanceUID", "no UID")) for _, header in headers)
     if len(series) > 1:
         names = {str(h.get("SeriesInstanceUID", "no UID")): h.get("SeriesDescription") or "unnamed" for _, h in headers}
@@ -275,7 +275,7 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
         )
     samples = next(iter(sizes))[2]
     if samples > 1 and len(headers) > 1:
-        raise InputError(where, "is a series of colour pictures", "Name one of the files.")
+        raise InputError(where, "is a series of colour images", "Name one of the files.")
     if headers[0][1].get("PhotometricInterpretation") == "PALETTE COLOR":
         raise InputError(where, "holds palette colours, not intensities", "Export the images as gray or RGB.")
 
@@ -339,7 +339,7 @@ def _time_key(header: Dataset) -> tuple[int, ...]:
 
 
 def _check_even_spacing(where: Path, positions: np.ndarray, along: np.ndarray) -> None:
-    """Refuse gaps along the normal and slices that leave the straight line from the first to the last position."""
+    """Reject gaps along the normal and slices that leave the straight line from the first to the last position."""
     steps = np.diff(along)
     if not len(steps):
         return
@@ -361,7 +361,7 @@ def _check_even_spacing(where: Path, positions: np.ndarray, along: np.ndarray) -
 
 
 def _affine_of_slice(where: Path, header: Dataset) -> np.ndarray:
-    """(4, 4) RAS affine of one slice, or of a projection picture that has a pixel spacing but no place."""
+    """(4, 4) RAS affine of one slice, or of a projection image that has a pixel spacing but no place."""
     row_step, column_step = (float(v) for v in header.get("PixelSpacing") or header.get("ImagerPixelSpacing") or (1, 1))
     affine = np.eye(4)
     if not _has_plane(header):
@@ -397,7 +397,7 @@ def _functional_group(header: Dataset, frame: Dataset, sequence: str, key: str) 
 
 
 def _enhanced_voxels(where: Path, image: Any, header: Dataset) -> tuple[np.ndarray, dict]:
-    """Array and meta of a multi-frame image, refused unless each frame lies where the header says."""
+    """Array and meta of a multi-frame image, rejected unless each frame lies where the header says."""
     remedy = "Export it as a series of single slices."
     frames = header.get("PerFrameFunctionalGroupsSequence") or []
     attributes: dict[str, list[Any]] = defaultdict(list)

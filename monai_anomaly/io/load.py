@@ -16,7 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
-from monai_anomaly.io.picture_files import upright
+from monai_anomaly.io.image_files import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,10 +58,10 @@ class Voxels(NamedTuple):
     """What one file (or DICOM folder) holds.
 
     Args:
-        array: (C, X, Y, Z) in the file's own number type; pictures are (C, rows, columns, 1).
-        affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for pictures.
-        scan_kind: ``"volume"`` or ``"picture"``.
-        source_format: ``"nifti"``, ``"dicom"`` or ``"picture"``.
+        array: (C, X, Y, Z) in the file's own number type; images are (C, rows, columns, 1).
+        affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for images.
+        scan_kind: ``"volume"`` or ``"image"``.
+        source_format: ``"nifti"``, ``"dicom"`` or ``"image"``.
     """
 
     array: np.ndarray
@@ -90,7 +90,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
     """Read one file or DICOM folder as it is, without judging its values.
 
     Args:
-        path: NIfTI file, picture, DICOM file, or folder of one DICOM series.
+        path: NIfTI file, image, DICOM file, or folder of one DICOM series.
         time_point: which volume of a file or series with several, counted from 0.
 
     Returns:
@@ -201,22 +201,22 @@ def _read_picture(path: Path) -> Voxels:
     # Pillow answers some broken PNG chunks with SyntaxError, ITK everything with RuntimeError.
     except (OSError, SyntaxError, RuntimeError, DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(path, f"cannot be read as a picture ({reason})", "Copy or export the file again.") from error
+        raise InputError(path, f"cannot be read as an image ({reason})", "Copy or export the file again.") from error
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     return Voxels(array[..., None], np.eye(4), "picture", "picture")
 
 
 def _without_alpha(picture: Image) -> Image:
-    """The picture as plain gray or colour intensities."""
+    """The image as plain gray or colour intensities."""
     if picture.format in ("TIFF", "PNG") and getattr(picture, "n_frames", 1) > 1:
         where = getattr(picture, "filename", "picture")
-        raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one picture per file.")
+        raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one image per file.")
     mode = _PILLOW_CONVERSIONS.get(picture.mode)
     return picture.convert(mode) if mode else picture
 
 
 def _is_deep_colour(path: Path) -> bool:
-    """Whether a picture has colour or alpha at more than 8 bits, which Pillow would cut to 8 or not open."""
+    """Whether an image has colour or alpha at more than 8 bits, which Pillow would cut to 8 or not open."""
     from PIL import Image, UnidentifiedImageError
     from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
@@ -236,18 +236,18 @@ def _is_deep_colour(path: Path) -> bool:
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
-    """(rows, columns, C) float32 of a picture of several components at 16 bits or in floats."""
+    """(rows, columns, C) float32 of an image of several components at 16 bits or in floats."""
     import itk
     from PIL import Image
 
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
-        raise InputError(path, "not a readable picture", "Copy or export the file again.")
+        raise InputError(path, "not a readable image", "Copy or export the file again.")
     io.SetFileName(str(path))
     io.ReadImageInformation()
     components, kind = io.GetNumberOfComponents(), io.GetComponentTypeAsString(io.GetComponentType())
     if io.GetNumberOfDimensions() > 2:
-        raise InputError(path, "holds several pages", "Save one picture per file.")
+        raise InputError(path, "holds several pages", "Save one image per file.")
     # ITK announces 8 bits where it would have to cut deeper samples (colour planes stored apart).
     if components not in (1, 2, 3, 4) or kind in ("unsigned_char", "char"):
         remedy = "Save it as gray or RGB with interleaved samples."
@@ -263,20 +263,20 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 
 class LoadScan(Transform):
-    """Read a scan: a NIfTI volume, a DICOM series, a picture, or several co-registered files as channels.
+    """Read a scan: a NIfTI volume, a DICOM series, an image, or several co-registered files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
-    pictures are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
-    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the
+    images are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
+    lie on what a viewer shows; masks of turned images must be drawn likewise. Intensities are the
     stored ones after the file's own scaling (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept
     exactly, alpha channels are dropped.
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
-    ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"picture"``), ``source`` (absolute paths as given, one per
-    file of a list) and ``source_format`` (``"nifti"``, ``"dicom"`` or ``"picture"``).
+    ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
+    file of a list) and ``source_format`` (``"nifti"``, ``"dicom"`` or ``"image"``).
 
     Args:
-        time_point: which volume of a time series to read, counted from 0. Without it, such a series is refused.
+        time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
     """
 
     def __init__(self, time_point: int | None = None) -> None:
@@ -319,7 +319,7 @@ class LoadScan(Transform):
 
 
 def _as_finite_float(path: Path, array: np.ndarray) -> np.ndarray:
-    """The values as float32, refused where they are no image."""
+    """The values as float32, rejected where they are no image."""
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are counted below
         values = np.array(array, dtype=np.float32, order="C")  # a copy: readers may lend memory
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))

@@ -115,7 +115,7 @@ class CohortFigures:
             maps: by detector, of any one shape, without NaN.
             reference: the true lesions, bool, of that shape; None where they are not known.
             mask: the method's, as written; None for none.
-            kind: ``volume`` or ``picture``: sizes of lesions compare within a kind.
+            kind: ``volume`` or ``image``: sizes of lesions compare within a kind.
             voxel_volume: in mm3; None for sizes in pixels.
         """
         patient, label = item["patient"], item.get("label")

@@ -145,7 +145,7 @@ class FigureTable(Sequence[Figure]):
             self.add(figure if isinstance(figure, Figure) else Figure(**figure))
 
     def add(self, figure: Figure) -> None:
-        """Add a row; see the class for what is refused."""
+        """Add a row; see the class for what is rejected."""
         key = figure[:4]
         numbers = [None if x is None else float(x) for x in (figure.value, figure.low, figure.high)]
         if any(x is not None and not math.isfinite(x) for x in numbers):

@@ -179,7 +179,7 @@ class AnomalyDetector(nn.Module, ABC):
         return self.detect(image).anomaly_map
 
     def check_input(self, image: Tensor) -> None:
-        """Refuse an input that the network would only fail on deep inside.
+        """Reject an input that the network would only fail on deep inside.
 
         Args:
             image: shape (B, C, *spatial).

@@ -94,7 +94,7 @@ class CaseResult:
         patient: who it is of, empty where unknown. Printed only where asked for.
         lesions: lesions in the reference; None without a reference.
         lesions_found: of these, those that the mask touches; None without a reference or a mask.
-        pictures: gives the slice to draw, called only for the cases that the page shows; None for no picture.
+        images: gives the slice to draw, called only for the cases that the page shows; None for no image.
     """
 
     name: str

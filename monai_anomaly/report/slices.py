@@ -24,11 +24,11 @@ _MASK_RGB, _REFERENCE_RGB = (86, 212, 255), (255, 214, 74)
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a case.
+    """One image of a case.
 
     Attributes:
         name: ``input``, ``restoration``, ``anomaly map``, ``mask`` or ``reference``.
-        caption: the name with what matters of the picture.
+        caption: the name with what matters of the image.
         alt: what it shows, in words.
         png: the file; empty where there is nothing to show.
         size: (width, height) in pixels.
@@ -56,12 +56,12 @@ def case_slice(
     """The slice of a scan that stands for it in the report, turned and windowed as in ``overview.png``.
 
     Args:
-        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for a picture, as
+        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, as
             :func:`monai_anomaly.report.draw_overview` takes it.
         restoration: (C, X, Y, Z), in the scan's units; None where the detector restores nothing.
         anomaly_map: (X, Y, Z).
         anomaly_mask: (X, Y, Z); None for no mask.
-        slice_axis: ``axial``, ``coronal`` or ``sagittal``; without effect on pictures.
+        slice_axis: ``axial``, ``coronal`` or ``sagittal``; without effect on images.
         reference_mask: (X, Y, Z); None for no reference.
         by: ``score`` takes the slice of the highest score, ``reference`` the one with the most reference voxels, where
             there are any: a lesion that was missed lies elsewhere than the highest score.
@@ -139,7 +139,7 @@ def colour_bar() -> bytes:
 
 
 def case_panels(case: str, drawn: CaseSlice, top: float, side: int) -> list[Panel]:
-    """The five pictures of a case.
+    """The five images of a case.
 
     Args:
         case: its name, for the alternative texts.
@@ -176,14 +176,14 @@ def case_panels(case: str, drawn: CaseSlice, top: float, side: int) -> list[Pane
 
         # 1e-6 and not 0: resampling rounds
         inside = resized(mask != 0) > 1e-6
-        # inside the border, so that the outline of a lesion at the picture's edge is closed
+        # inside the border, so that the outline of a lesion at the image's edge is closed
         line = inside & ~binary_erosion(inside, iterations=2)
         rim = binary_dilation(inside) & ~inside
         if gray.ndim == 3:
             painted = gray.copy()
             painted[rim], painted[line] = 0, colour
             return _png(Image.fromarray(painted))
-        # gray levels up to 254, the last one for the outline: a third of the size of a colour picture
+        # gray levels up to 254, the last one for the outline: a third of the size of a colour image
         levels = np.minimum(gray, 254)
         levels[rim], levels[line] = 0, 255
         picture = Image.fromarray(levels, mode="P")

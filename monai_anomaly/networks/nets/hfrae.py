@@ -202,7 +202,7 @@ class HFRAE(AnomalyDetector):
         encoder_label: str = "random",
     ) -> None:
         if spatial_dims != 2:
-            raise ValueError(f"HFRAE is 2-D: its encoders are networks for pictures; got spatial_dims={spatial_dims}")
+            raise ValueError(f"HFRAE is 2-D: its encoders are networks for images; got spatial_dims={spatial_dims}")
         features, channels, size_divisor = _make_encoder(encoder, in_channels, encoder_channels, source)
         super().__init__(spatial_dims, in_channels, size_divisor)
         if norm_over not in ("channels", "map"):
@@ -372,7 +372,7 @@ def _own_encoder(source: dict[str, Any], in_channels: int) -> tuple[nn.Module, l
             f"not 2-D ones of {in_channels}"
         )
     features = feature_encoder_of(detector).eval()
-    # What the maps are like is seen from a picture; four times the divisor is enough for any of them.
+    # What the maps are like is seen from an image; four times the divisor is enough for any of them.
     divisor = getattr(features, "size_divisor", detector.size_divisor)
     side = 4 * divisor
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Picture and mask files of published sets, read as they are stored."""
+"""Image and mask files of published sets, read as they are stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder (not of those below it), in natural order; empty where there is no such folder."""
+    """The images of a folder (not of those below it), in natural order; empty where there is no such folder."""
     if not folder.is_dir():
         return []
     found = [
@@ -46,11 +46,11 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path, colour: bool = False) -> np.ndarray:
-    """One picture.
+    """One image.
 
     Args:
         path: of the file.
-        colour: gray pictures become colour too.
+        colour: gray images become colour too.
 
     Returns:
         shape (H, W) or (H, W, 3), uint8, or uint16 for 16-bit gray.
@@ -66,21 +66,21 @@ def read_picture(path: Path, colour: bool = False) -> np.ndarray:
             array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
     # Pillow answers some broken PNG chunks with SyntaxError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(path, f"cannot be read as a picture ({error})", "Copy or fetch the file again.") from error
+        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
     if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
         array = array.astype(np.uint16)
     if array.dtype not in (np.uint8, np.uint16):
-        raise InputError(path, f"holds {array.dtype}", "Gray and colour pictures of 8 or 16 bits are read.")
+        raise InputError(path, f"holds {array.dtype}", "Gray and colour images of 8 or 16 bits are read.")
     return array
 
 
 def picture_reader(paths: Sequence[Path], colour: bool = False) -> Callable[[int], np.ndarray]:
-    """Index -> picture, of a list of files."""
+    """Index -> image, of a list of files."""
     return lambda index: read_picture(paths[index], colour)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Rows and columns of a picture, from its header.
+    """Rows and columns of an image, from its header.
 
     Raises:
         InputError: if it is missing or broken.
@@ -91,7 +91,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as picture:
             return picture.height, picture.width
     except (OSError, SyntaxError) as error:
-        raise InputError(path, f"cannot be read as a picture ({error})", "Copy or fetch the file again.") from error
+        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
 
 
 def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
@@ -99,20 +99,20 @@ def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
 
     Args:
         path: of the mask. Any value above 0 marks; in JPEG files, whose compression blurs, those above half the range.
-        picture: what it is of, which must be as large; None: not checked.
+        image: what it is of, which must be as large; None: not checked.
 
     Returns:
         shape (H, W), bool.
 
     Raises:
-        InputError: if it is missing or broken, or not of the picture's size.
+        InputError: if it is missing or broken, or not of the image's size.
     """
     values = read_picture(path)
     marked = values > (np.iinfo(values.dtype).max // 2 if path.suffix.lower() in _LOSSY else 0)
     if marked.ndim == 3:
         marked = np.asarray(marked.any(axis=-1))
     if picture is not None and marked.shape != (size := picture_size(picture)):
-        shapes = f"{marked.shape[0]} x {marked.shape[1]} pixels, its picture {size[0]} x {size[1]}"
+        shapes = f"{marked.shape[0]} x {marked.shape[1]} pixels, its image {size[0]} x {size[1]}"
         raise InputError(path, f"has {shapes} (rows x columns)", f"It belongs to {picture}; fetch both again.")
     return marked
 
@@ -122,7 +122,7 @@ def upright(array: np.ndarray, picture: Image) -> np.ndarray:
 
     Args:
         array: (rows, columns) or (rows, columns, C), as stored.
-        picture: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
+        image: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
 
     Returns:
         The array flipped or turned by the tag; as it is where there is none.

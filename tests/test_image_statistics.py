@@ -1,4 +1,4 @@
-"""Picture statistics by hand, their AUROC both ways, its interval, and when one is said to separate the classes."""
+"""Image statistics by hand, their AUROC both ways, its interval, and when one is said to separate the classes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from monai_anomaly.data import confounds, load_cohort, picture_statistics
-from monai_anomaly.data.picture_statistics import PICTURE_STATISTICS
+from monai_anomaly.data import confounders, image_statistics, load_cohort
+from monai_anomaly.data.image_statistics import IMAGE_STATISTICS
 from monai_anomaly.io import LoadScan
 
 
@@ -27,7 +27,7 @@ def rows(normal: Any, abnormal: Any, patients: Any = None) -> list[dict[str, Any
 
 
 def mean_row(data: list[dict[str, Any]]) -> dict[str, Any]:
-    (row,) = [row for row in confounds(data).rows if row["statistic"] == "mean"]
+    (row,) = [row for row in confounders(data).rows if row["statistic"] == "mean"]
     return row
 
 
@@ -39,8 +39,8 @@ def test_statistics_of_a_picture_by_hand(tmp_path: Path) -> None:
     pixels[1:3, 1:3] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
     item = {"image": str(tmp_path / "a.png")}
-    found = picture_statistics(LoadScan()(item["image"]), item)
-    assert found.keys() == PICTURE_STATISTICS.keys()
+    found = image_statistics(LoadScan()(item["image"]), item)
+    assert found.keys() == IMAGE_STATISTICS.keys()
     assert found["mean"] == pytest.approx(40)
     assert found["standard_deviation"] == pytest.approx(np.sqrt(0.2 * 0.8) * 200)
     assert found["foreground_area"] == pytest.approx(0.2)
@@ -62,7 +62,7 @@ def test_sharpness_knows_blur_and_not_contrast(tmp_path: Path) -> None:
     found = {}
     for name, pixels in {"sharp": sharp, "contrast": sharp * 2, "blurred": blurred.astype(np.uint8)}.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        found[name] = picture_statistics(LoadScan()(tmp_path / f"{name}.png"), {"image": str(tmp_path / f"{name}.png")})
+        found[name] = image_statistics(LoadScan()(tmp_path / f"{name}.png"), {"image": str(tmp_path / f"{name}.png")})
     assert found["contrast"]["sharpness"] == pytest.approx(found["sharp"]["sharpness"])
     assert found["contrast"]["standard_deviation"] == pytest.approx(2 * found["sharp"]["standard_deviation"])
     assert found["blurred"]["sharpness"] < 0.7 * found["sharp"]["sharpness"]
@@ -75,15 +75,15 @@ def test_the_place_of_a_slice(tmp_path: Path) -> None:
     )
     scan = LoadScan()(tmp_path / "a.nii")
     item: dict[str, Any] = {"image": str(tmp_path / "a.nii")}
-    assert picture_statistics(scan, item)["slice_position"] == pytest.approx(11)  # along R
-    assert picture_statistics(scan, {**item, "slice": "12"})["slice_position"] == 12
-    assert picture_statistics(scan, {**item, "slice_position": -4.5, "slice": 12})["slice_position"] == -4.5
-    assert picture_statistics(scan, {**item, "slice": "upper"})["slice_position"] == pytest.approx(11)
+    assert image_statistics(scan, item)["slice_position"] == pytest.approx(11)  # along R
+    assert image_statistics(scan, {**item, "slice": "12"})["slice_position"] == 12
+    assert image_statistics(scan, {**item, "slice_position": -4.5, "slice": 12})["slice_position"] == -4.5
+    assert image_statistics(scan, {**item, "slice": "upper"})["slice_position"] == pytest.approx(11)
     nib.Nifti1Image(np.random.default_rng(0).random((6, 5, 4)).astype(np.float32), affine).to_filename(
         tmp_path / "v.nii"
     )
     item = {"image": [str(tmp_path / "v.nii")] * 2}
-    found = picture_statistics(LoadScan()(item["image"]), item)
+    found = image_statistics(LoadScan()(item["image"]), item)
     assert found["slice_position"] is None
     assert found["file_size"] == 2 * (tmp_path / "v.nii").stat().st_size
 
@@ -148,23 +148,23 @@ def test_the_interval_covers_the_truth_with_clusters_of_both_classes() -> None:
 
 
 def test_when_a_statistic_is_said_to_separate() -> None:
-    far = confounds(rows(range(20), range(100, 120)))
+    far = confounders(rows(range(20), range(100, 120)))
     assert far.separates
     assert "the mean intensity (AUROC 1.000, 95 % interval 1.000 to 1.000; higher in abnormal scans)" in far.sentence
     assert "Image-level figures of any method prove little here." in far.sentence
     rng = np.random.default_rng(0)
-    same = confounds(rows(rng.normal(size=50), rng.normal(size=50)))
+    same = confounders(rows(rng.normal(size=50), rng.normal(size=50)))
     assert not same.separates
-    assert same.sentence.startswith("No picture statistic alone tells normal from abnormal scans surely")
+    assert same.sentence.startswith("No image statistic alone tells normal from abnormal scans surely")
     assert "prove little" not in same.sentence
-    few = confounds(rows([1, 2, 3], [4, 5]))  # perfect by chance in one of ten draws
+    few = confounders(rows([1, 2, 3], [4, 5]))  # perfect by chance in one of ten draws
     assert mean_row(rows([1, 2, 3], [4, 5]))["auroc"] == 1
     assert not few.separates
     assert "may be chance" in few.sentence
     # a small difference, however sure, explains no image-level figure
     weak = rows(rng.normal(size=3000), rng.normal(0.4, 1, size=3000))
     assert mean_row(weak)["p_value"] < 1e-9
-    assert not confounds(weak).separates
+    assert not confounders(weak).separates
 
 
 @pytest.mark.slow
@@ -174,28 +174,28 @@ def test_many_statistics_do_not_find_one_by_chance() -> None:
     for _ in range(60):
         labels = np.repeat([0, 1], 12)
         data = [
-            {"label": int(label), "patient": i, **{name: float(rng.normal()) for name in PICTURE_STATISTICS}}
+            {"label": int(label), "patient": i, **{name: float(rng.normal()) for name in IMAGE_STATISTICS}}
             for i, label in enumerate(labels)
         ]
-        found += confounds(data).separates
+        found += confounders(data).separates
     assert found <= 7  # 3 expected at most
 
 
 def test_what_cannot_be_scored_says_why() -> None:
-    table = confounds(rows([1, 2, 3], []))
-    assert table.sentence == "Picture statistics cannot be scored: there is no abnormal scan."
+    table = confounders(rows([1, 2, 3], []))
+    assert table.sentence == "Image statistics cannot be scored: there is no abnormal scan."
     assert not table.separates
     assert all(row["auroc"] is None and row["reason"] for row in table.rows)
-    assert "there is no normal scan" in confounds([]).sentence
+    assert "there is no normal scan" in confounders([]).sentence
     data = rows([1, 2], [3, 4])
     data[0]["slice_position"] = 3.0
-    (row,) = [row for row in confounds(data).rows if row["statistic"] == "slice_position"]
+    (row,) = [row for row in confounders(data).rows if row["statistic"] == "slice_position"]
     assert row["reason"] == "there is no abnormal scan whose value is known"
     del data[0]["slice_position"]
-    (row,) = [row for row in confounds(data).rows if row["statistic"] == "slice_position"]
+    (row,) = [row for row in confounders(data).rows if row["statistic"] == "slice_position"]
     assert row["reason"] == "it is known of no scan"
     # labels that are not known are passed over
-    assert confounds([*data, {"label": None, "patient": 9, "mean": 1.0}]).rows == confounds(data).rows
+    assert confounders([*data, {"label": None, "patient": 9, "mean": 1.0}]).rows == confounders(data).rows
 
 
 # ---- real data
@@ -213,7 +213,7 @@ def test_what_cannot_be_scored_says_why() -> None:
 @pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known", "ignore:.*are copies of others")
 def test_confounds_of_real_test_sets(real_data: Path, name: str, statistic: str, auroc: float | None) -> None:
     cohort = load_cohort(real_data / name)
-    table = confounds([{**item, **picture_statistics(LoadScan()(item["image"]), item)} for item in cohort.test])
+    table = confounders([{**item, **image_statistics(LoadScan()(item["image"]), item)} for item in cohort.test])
     (row,) = [row for row in table.rows if row["statistic"] == statistic]
     if auroc is None:
         assert not table.separates

@@ -1,4 +1,4 @@
-"""From the pictures of a published set to what a training and a test take."""
+"""From the images of a published set to what a training and a test take."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from monai_anomaly.data.published import Pictures
+from monai_anomaly.data.published import ImageSet
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.transforms import NormalizeForeground
 from monai_anomaly.transforms.slice_grid import resize_plane
 
 __all__ = [
-    "PictureDataset",
-    "PictureReader",
+    "ImageSetDataset",
+    "ImageSetReader",
     "Sides",
     "limited",
-    "picture_batches",
+    "image_batches",
     "resized_mask",
     "split_normals",
     "training_data",
@@ -33,7 +33,7 @@ __all__ = [
 
 # Values of a batch in the network's input when nothing is trained: large enough to be fast, small enough for a laptop.
 _BATCH_VALUES = 1 << 21
-# Bytes of pictures and proxies that are held on a GPU beside the network.
+# Bytes of images and proxies that are held on a GPU beside the network.
 _HELD_BYTES = 4 << 30
 
 _SCALINGS = ("unit", "foreground")
@@ -48,21 +48,21 @@ class Sides(NamedTuple):
         calibration: for thresholds alone.
     """
 
-    training: Pictures
-    held_out: Pictures
-    calibration: Pictures
+    training: ImageSet
+    held_out: ImageSet
+    calibration: ImageSet
 
 
-def groups_of(pictures: Pictures) -> list[str]:
-    """Of each picture what it is of; itself where the set does not say."""
+def groups_of(pictures: ImageSet) -> list[str]:
+    """Of each image what it is of; itself where the set does not say."""
     return [str(group) for group in (pictures.groups if len(pictures.groups) else pictures.names)]
 
 
-def split_normals(pictures: Pictures, held_out: float, calibration: float, seed: int) -> Sides:
+def split_normals(pictures: ImageSet, held_out: float, calibration: float, seed: int) -> Sides:
     """Part normals by group.
 
     Args:
-        pictures: all of them.
+        images: all of them.
         held_out: share of the groups.
         calibration: share of the groups.
         seed: of the draw.
@@ -87,11 +87,11 @@ def split_normals(pictures: Pictures, held_out: float, calibration: float, seed:
     return Sides(pictures.take(rest), pictures.take(places[0]), pictures.take(places[1]))
 
 
-def limited(pictures: Pictures, limit: int | None) -> Pictures:
+def limited(pictures: ImageSet, limit: int | None) -> ImageSet:
     """A part of a side: the same for every seed, with labels in the proportion of the whole and in its order.
 
     Args:
-        pictures: the side.
+        images: the side.
         limit: how many at most; None: all.
     """
     if limit is None or limit >= len(pictures):
@@ -107,16 +107,16 @@ def limited(pictures: Pictures, limit: int | None) -> Pictures:
     return pictures.take(sorted(chosen))
 
 
-class PictureReader:
-    """Reads pictures as a network takes them.
+class ImageSetReader:
+    """Reads images as a network takes them.
 
     Args:
         image_size: rows and columns.
-        channels: 1 or 3; gray pictures are repeated, colour pictures weighted by luminance (ITU-R BT.601).
-        scaling: ``"unit"``: the published range becomes [0, 1]; ``"foreground"``: each picture by its own foreground
+        channels: 1 or 3; gray images are repeated, colour images weighted by luminance (ITU-R BT.601).
+        scaling: ``"unit"``: the published range becomes [0, 1]; ``"foreground"``: each image by its own foreground
             (see ``NormalizeForeground``), as the bundles do.
         full_scale: the value that becomes 1 with ``"unit"``; None: 255 of 8 bits, and of 16 bits the largest value of
-            the pictures that ``fit`` saw.
+            the images that ``fit`` saw.
 
     Raises:
         ValueError: for another number of channels or another scaling.
@@ -124,13 +124,13 @@ class PictureReader:
 
     def __init__(self, image_size: Sequence[int], channels: int, scaling: str, full_scale: float | None = None) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels, got {channels}")
+            raise ValueError(f"images have 1 or 3 channels, got {channels}")
         if scaling not in _SCALINGS:
             raise ValueError(f"scaling is one of {', '.join(_SCALINGS)}, got {scaling!r}")
         self.image_size, self.channels, self.scaling = (int(image_size[0]), int(image_size[1])), channels, scaling
         self.full_scale = full_scale
 
-    def fit(self, pictures: Pictures) -> PictureReader:
+    def fit(self, pictures: ImageSet) -> ImageSetReader:
         """Take the full scale from the training normals, where the depth does not say it."""
         if self.full_scale is None:
             first = pictures.read(0)
@@ -141,7 +141,7 @@ class PictureReader:
         return self
 
     def __call__(self, picture: np.ndarray) -> Tensor:
-        """One picture, shape (C, H, W), float32 in [0, 1]."""
+        """One image, shape (C, H, W), float32 in [0, 1]."""
         values = torch.from_numpy(np.ascontiguousarray(picture).astype(np.float32))
         image = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
         if image.shape[0] == 3 and self.channels == 1:
@@ -158,15 +158,15 @@ class PictureReader:
             image = resize_plane(image[None], self.image_size)[0]
         return image.clamp(0.0, 1.0).contiguous()
 
-    def all(self, pictures: Pictures) -> Tensor:
-        """All pictures of a side, shape (N, C, H, W)."""
+    def all(self, pictures: ImageSet) -> Tensor:
+        """All images of a side, shape (N, C, H, W)."""
         if not len(pictures):
             return torch.empty(0, self.channels, *self.image_size)
         return torch.stack([self(pictures.read(i)) for i in range(len(pictures))])
 
 
-def picture_batches(pictures: Pictures, reader: PictureReader) -> Iterator[Tensor]:
-    """The pictures of a side in order, in batches that are read when they are asked for."""
+def image_batches(pictures: ImageSet, reader: ImageSetReader) -> Iterator[Tensor]:
+    """The images of a side in order, in batches that are read when they are asked for."""
     size = batch_size_for(reader.channels, reader.image_size)
     for start in range(0, len(pictures), size):
         stop = min(start + size, len(pictures))
@@ -174,7 +174,7 @@ def picture_batches(pictures: Pictures, reader: PictureReader) -> Iterator[Tenso
 
 
 def batch_size_for(channels: int, image_size: Sequence[int]) -> int:
-    """Pictures in a batch when nothing is trained."""
+    """Images in a batch when nothing is trained."""
     return max(1, min(256, _BATCH_VALUES // (channels * int(np.prod(image_size)))))
 
 
@@ -184,7 +184,7 @@ def resized_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return F.interpolate(whole, size=tuple(size), mode="nearest-exact")[0, 0].numpy().astype(bool)
 
 
-def content_digest(pictures: Pictures) -> str:
+def content_digest(pictures: ImageSet) -> str:
     """SHA-256 of the content of a side as published: shapes, types and values in order."""
     digest = hashlib.sha256()
     for i in range(len(pictures)):
@@ -194,13 +194,13 @@ def content_digest(pictures: Pictures) -> str:
     return digest.hexdigest()
 
 
-class PictureDataset(Dataset):
-    """Pictures in memory, as a bundle's stages take them.
+class ImageSetDataset(Dataset):
+    """Images in memory, as a bundle's stages take them.
 
     Args:
         images: shape (N, C, H, W).
         groups: of each, N; a donor is of another group.
-        proxy: array transform from picture to proxy; None: each is its own.
+        proxy: array transform from image to proxy; None: each is its own.
         transform: random dictionary transform.
         donors: ``"other"``, ``"same"`` or None (see ``SliceDataset``).
     """
@@ -221,8 +221,8 @@ class PictureDataset(Dataset):
             self.proxies = torch.stack(made)
         self._random = np.random.RandomState(0)
 
-    def held_on(self, device: torch.device | str) -> PictureDataset:
-        """Itself, with the pictures on the device where whole batches are taken of them and they leave room there."""
+    def held_on(self, device: torch.device | str) -> ImageSetDataset:
+        """Itself, with the images on the device where whole batches are taken of them and they leave room there."""
         whole = self.transform is None and self.donors is None
         if whole and self.images.nbytes + self.proxies.nbytes <= _HELD_BYTES:
             same = self.proxies is self.images
@@ -239,7 +239,7 @@ class PictureDataset(Dataset):
             item["donor"] = self.images[self._donor(index)]
         if self.transform is None:
             return item
-        # There is no metadata to keep, and keeping none takes an eighth of the time on small pictures.
+        # There is no metadata to keep, and keeping none takes an eighth of the time on small images.
         kept = get_track_meta()
         set_track_meta(False)
         try:
@@ -280,21 +280,21 @@ def training_data(
     donors: str | None = None,
     device: torch.device | str = "cpu",
 ) -> SimpleNamespace:
-    """What a bundle's ``train.yaml`` takes for its ``data``, of pictures in memory.
+    """What a bundle's ``train.yaml`` takes for its ``data``, of images in memory.
 
     Args:
         training: shape (N, C, H, W).
         held_out: shape (M, C, H, W).
-        groups: of the training pictures and of the held-out ones.
+        groups: of the training images and of the held-out ones.
         batch_size: of the training.
-        proxy: see ``PictureDataset``, as for the next two.
-        transform: of the training pictures.
-        donors: of the training pictures.
-        device: of the training; pictures that nothing random is done to are held there if they are small enough.
+        proxy: see ``ImageSetDataset``, as for the next two.
+        transform: of the training images.
+        donors: of the training images.
+        device: of the training; images that nothing random is done to are held there if they are small enough.
     """
-    train = PictureDataset(training, groups[0], proxy, transform, donors).held_on(device)
-    validation = PictureDataset(held_out, groups[1], proxy).held_on(device)
-    # A last batch of one picture has no batch statistics.
+    train = ImageSetDataset(training, groups[0], proxy, transform, donors).held_on(device)
+    validation = ImageSetDataset(held_out, groups[1], proxy).held_on(device)
+    # A last batch of one image has no batch statistics.
     alone = len(train) > batch_size and len(train) % batch_size == 1
     return SimpleNamespace(
         train_dataset=train,

@@ -1,4 +1,4 @@
-"""Trivial statistics of pictures, and whether one of them alone tells a test set's classes apart."""
+"""Trivial statistics of images, and whether one of them alone tells a test set's classes apart."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from monai_anomaly.transforms import foreground_mask
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["PICTURE_STATISTICS", "ConfoundTable", "confounds", "picture_statistics"]
+__all__ = ["IMAGE_STATISTICS", "ConfounderTable", "confounders", "image_statistics"]
 
 # By name, how sentences speak of them.
-PICTURE_STATISTICS = {
+IMAGE_STATISTICS = {
     "mean": "the mean intensity",
     "standard_deviation": "the standard deviation (contrast)",
     "foreground_area": "the foreground's area",
@@ -26,13 +26,13 @@ PICTURE_STATISTICS = {
     "slice_position": "the slice's position",
 }
 
-# The rule, stated in docs/protocol.md and in ``confounds``.
+# The rule, stated in docs/protocol.md and in ``confounders``.
 _LEAST_AUROC = 0.7
 _ERROR_RATE = 0.05
 
 
-class ConfoundTable(NamedTuple):
-    """What picture statistics say of a test set.
+class ConfounderTable(NamedTuple):
+    """What image statistics say of a test set.
 
     Attributes:
         rows: one for each statistic: ``statistic``, ``auroc`` (the larger of the statistic's and of its negative's, in
@@ -48,7 +48,7 @@ class ConfoundTable(NamedTuple):
     sentence: str
 
 
-def picture_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, float | None]:
+def image_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, float | None]:
     """Six statistics of a scan that know nothing of anatomy.
 
     Args:
@@ -79,15 +79,15 @@ def picture_statistics(scan: MetaTensor, item: Mapping[str, Any]) -> dict[str, f
     }
 
 
-def confounds(rows: Sequence[Mapping[str, Any]]) -> ConfoundTable:
-    """Score a test set by each picture statistic, both ways.
+def confounders(rows: Sequence[Mapping[str, Any]]) -> ConfounderTable:
+    """Score a test set by each image statistic, both ways.
 
     A statistic is said to separate the classes where its AUROC, high or low values taken for abnormal, is at least 0.7,
     the lower bound of the AUROC's 95 % interval exceeds 0.5, and a two-sided Mann-Whitney test over patients rejects
     chance at 0.05 divided by the number of statistics that could be scored.
 
     Args:
-        rows: for each scan ``label`` (0 or 1; others are passed over), ``patient`` and what ``picture_statistics``
+        rows: for each scan ``label`` (0 or 1; others are passed over), ``patient`` and what ``image_statistics``
             gave.
 
     Returns:
@@ -101,7 +101,7 @@ def confounds(rows: Sequence[Mapping[str, Any]]) -> ConfoundTable:
         N. A. Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53, 1997: the variance.
     """
     known = [row for row in rows if row.get("label") in (0, 1)]
-    table = [_score(name, known) for name in PICTURE_STATISTICS]
+    table = [_score(name, known) for name in IMAGE_STATISTICS]
     scored = [row for row in table if row["auroc"] is not None]
     for row in scored:
         row["separates"] = bool(
@@ -110,17 +110,17 @@ def confounds(rows: Sequence[Mapping[str, Any]]) -> ConfoundTable:
             and row["low"] > 0.5
             and row["p_value"] <= _ERROR_RATE / len(scored)
         )
-    return ConfoundTable(table, any(row["separates"] for row in scored), _sentence(table, scored))
+    return ConfounderTable(table, any(row["separates"] for row in scored), _sentence(table, scored))
 
 
 def _sentence(table: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> str:
     if not scored:
-        return f"Picture statistics cannot be scored: {table[0]['reason']}."
+        return f"Image statistics cannot be scored: {table[0]['reason']}."
 
     def said(row: Mapping[str, Any]) -> str:
         bounds = "" if row["low"] is None else f", 95 % interval {row['low']:.3f} to {row['high']:.3f}"
         return (
-            f"{PICTURE_STATISTICS[row['statistic']]} (AUROC {row['auroc']:.3f}{bounds}; "
+            f"{IMAGE_STATISTICS[row['statistic']]} (AUROC {row['auroc']:.3f}{bounds}; "
             f"{row['abnormal_is']} in abnormal scans)"
         )
 
@@ -132,7 +132,7 @@ def _sentence(table: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, 
             f"Normal and abnormal scans of this test set are told apart by trivial statistics, each alone: {listed}. "
             "Image-level figures of any method prove little here."
         )
-    text = f"No picture statistic alone tells normal from abnormal scans surely; the strongest is {said(ranked[0])}."
+    text = f"No image statistic alone tells normal from abnormal scans surely; the strongest is {said(ranked[0])}."
     if ranked[0]["auroc"] >= _LEAST_AUROC:
         text += " With so few patients that may be chance, or not: give more before trusting image-level figures."
     return text
