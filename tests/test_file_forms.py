@@ -275,7 +275,7 @@ def test_discs_hold_their_series(tmp_path: Path) -> None:
     files.write(disc)
     (disc / "VIEWER").mkdir()
     Image.new("L", (8, 8)).save(disc / "VIEWER" / "logo.png")
-    line = "folder of DICOM files without an image: 1, 2-D image of a disc: 1."
+    line = "2-D image of a disc: 1, folder of DICOM files without an image: 1."
     (series,) = found(disc, line)
     assert LoadScan()(disc / series).meta["source_format"] == "dicom"
     assert found(tmp_path / "discs", line) == [f"one/{series}"]
