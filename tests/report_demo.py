@@ -73,7 +73,7 @@ def demo_evaluation(scans: int = 60, seed: int = 0) -> tuple[Evaluation, list[Ca
         scores = {name: float(np.percentile(each, 99.5)) for name, each in maps.items()}
         flagged = maps["ProxyAno"] > map_threshold
         item = {"patient": f"Doe^Jane{index // 4}", "label": index % 2, "site": "AB"[index % 3 == 0]}
-        measured.add(item, scores, maps, mask, flagged, "picture")
+        measured.add(item, scores, maps, mask, flagged, "image")
         lesions, found = count_lesions(mask, flagged)
         drawn = CaseSlice(
             image=image,

@@ -258,7 +258,7 @@ def check_picture(path: Path, expected: np.ndarray) -> None:
     assert scan.shape == (values.shape[2], *values.shape[:2], 1)
     np.testing.assert_array_equal(scan.numpy()[..., 0], np.moveaxis(values, -1, 0).astype(np.float32))
     np.testing.assert_array_equal(scan.affine.numpy(), np.eye(4))
-    assert scan.meta["scan_kind"] == scan.meta["source_format"] == "picture"
+    assert scan.meta["scan_kind"] == scan.meta["source_format"] == "image"
 
 
 GRAY8 = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

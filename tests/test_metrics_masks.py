@@ -13,7 +13,7 @@ from test_metrics_lesions import flooded
 
 from monai_anomaly.metrics import MaskMetrics
 
-SHAPES = {"volume": (4, 3, 3), "picture": (5, 6, 1)}
+SHAPES = {"volume": (4, 3, 3), "image": (5, 6, 1)}
 
 
 @st.composite

@@ -246,7 +246,7 @@ def test_pictures_keep_their_orientation() -> None:
     for axis in SLICE_AXES:
         for spacing in (None, 0.3):  # an image has no millimetres
             grid = SliceGrid((24, 24), axis, spacing)
-            stack = grid(scan(picture, kind="picture"))
+            stack = grid(scan(picture, kind="image"))
             assert stack.shape == (3, 24, 24, 1)
             np.testing.assert_array_equal(stack[:, 4:20].numpy(), picture)
             np.testing.assert_array_equal(grid.inverse(stack).numpy(), picture)

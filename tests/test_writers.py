@@ -371,7 +371,7 @@ def test_real_volumes_keep_their_geometry(real_data: Path, tmp_path: Path) -> No
 def load_picture(path: Path, array: np.ndarray) -> MetaTensor:
     """``array`` is (rows, columns) or (rows, columns, 3)."""
     channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return as_scan(channels[..., None], np.eye(4), scan_kind="picture", source=[str(path)], source_format="picture")
+    return as_scan(channels[..., None], np.eye(4), scan_kind="image", source=[str(path)], source_format="image")
 
 
 def save_picture(path: Path, array: np.ndarray) -> None:
@@ -459,9 +459,9 @@ def test_floating_point_binary_and_stacked_pictures(tmp_path: Path) -> None:
     scan = as_scan(
         np.stack([gray, gray + 1, gray + 2])[..., None],
         np.eye(4),
-        scan_kind="picture",
+        scan_kind="image",
         source=[str(tmp_path / "g.png")] * 3,
-        source_format="picture",
+        source_format="image",
     )
     write_case(tmp_path / "g", scan, anomaly_map=zeros, restoration=np.asarray(scan), anomaly_mask=None)
     for channel in range(3):
@@ -502,7 +502,7 @@ def test_view_takes_proportions_from_the_voxel_sizes() -> None:
     assert (ScanView(scan, "axial").aspect, ScanView(scan, "axial").thickness) == (2.0, 6.0)
     assert (ScanView(scan, "coronal").aspect, ScanView(scan, "sagittal").aspect) == (6.0, 3.0)
     array = np.random.default_rng(0).random((4, 5, 1))
-    picture = as_scan(array[None], np.eye(4), scan_kind="picture")
+    picture = as_scan(array[None], np.eye(4), scan_kind="image")
     np.testing.assert_array_equal(ScanView(picture, "axial").slices(array)[0], array[..., 0])
 
 
@@ -597,7 +597,7 @@ def test_extra_maps_lie_beside_the_map(tmp_path: Path) -> None:
 def test_extra_maps_of_a_picture_are_tiff(tmp_path: Path) -> None:
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "p.png")
     voxels = np.arange(12.0).reshape(1, 3, 4, 1)
-    meta = {"scan_kind": "picture", "source": [str(tmp_path / "p.png")], "source_format": "picture"}
+    meta = {"scan_kind": "image", "source": [str(tmp_path / "p.png")], "source_format": "image"}
     extra = np.random.default_rng(0).random((3, 4, 1))
     write_case(
         tmp_path / "a",

@@ -476,7 +476,7 @@ def _highest(scores: Any) -> dict[str, float]:
 def _affine(data: Mapping[str, Any]) -> np.ndarray | None:
     """Of a volume, in mm; a 2-D image has none."""
     scan = data["scan"]
-    return None if scan.meta["scan_kind"] == "picture" else np.asarray(scan.affine, dtype=np.float64)
+    return None if scan.meta["scan_kind"] == "image" else np.asarray(scan.affine, dtype=np.float64)
 
 
 def _load_slice(path: Path) -> Any:

@@ -83,7 +83,7 @@ def write_case(
     with atomic_folder(folder) as temporary:
         if also is not None:
             also(temporary)
-        if scan.meta["scan_kind"] == "picture":
+        if scan.meta["scan_kind"] == "image":
             _write_picture(temporary, scan, anomaly_map, restoration, anomaly_mask)
             for name, (extra, _) in (extra_maps or {}).items():
                 _save_tiff(extra, temporary / f"{name}.tiff")

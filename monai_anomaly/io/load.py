@@ -203,7 +203,7 @@ def _read_picture(path: Path) -> Voxels:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(path, f"cannot be read as an image ({reason})", "Copy or export the file again.") from error
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return Voxels(array[..., None], np.eye(4), "picture", "picture")
+    return Voxels(array[..., None], np.eye(4), "image", "image")
 
 
 def _without_alpha(picture: Image) -> Image:

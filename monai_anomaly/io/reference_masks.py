@@ -87,7 +87,7 @@ def _on_grid_of(mask: np.ndarray, affine: np.ndarray, reference: MetaTensor) -> 
     from monai.transforms import Resize, SpatialResample
 
     ours = MetaTensor(mask[None].astype(np.float32), affine=affine)
-    if reference.meta.get("scan_kind") == "picture":
+    if reference.meta.get("scan_kind") == "image":
         return np.asarray(Resize(tuple(reference.shape[1:]), mode="nearest-exact")(ours)[0] > 0)
     resampled = SpatialResample(mode="nearest", padding_mode="zeros")(
         ours, dst_affine=reference.affine, spatial_size=tuple(reference.shape[1:])

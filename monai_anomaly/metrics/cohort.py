@@ -203,7 +203,7 @@ class CohortFigures:
         for kind, detection in kinds.items():
             found = detection.compute()
             unit = {"mm3": "mm³", "voxels": "pixels", None: ""}[found["unit"]]
-            of_kind = {"scans": "2-D images" if kind == "picture" else f"{kind}s"} if len(kinds) > 1 else {}
+            of_kind = {"scans": "2-D images" if kind == "image" else f"{kind}s"} if len(kinds) > 1 else {}
             lesions, scans = found["num_lesions"], found["num_scans"]
 
             row, undefined = partial(_lesion_row, name, of_kind), found["undefined"]
@@ -316,6 +316,6 @@ def _mask_rows(detector: str, found: Mapping[str, Any]) -> Iterator[Figure]:
     whole["undefined"] = {**found["undefined"], "lesions_found": found["undefined"].get("lesion_sensitivity", "")}
     yield _row(detector, "mask", "", "lesions_found", whole, n=found["num_lesions"])
     for kind, lesions in found["lesion"].items():
-        of_kind = {"scans": "2-D images" if kind == "picture" else f"{kind}s"} if len(found["lesion"]) > 1 else {}
+        of_kind = {"scans": "2-D images" if kind == "image" else f"{kind}s"} if len(found["lesion"]) > 1 else {}
         group = group_name_of(of_kind)
         yield _row(detector, "mask", group, "false_lesions_per_scan", lesions, n=lesions["num_scans"])

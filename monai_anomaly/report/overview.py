@@ -118,7 +118,7 @@ class ScanView:
     """How a scan's arrays become slices to look at: (slices, rows, columns) from (X, Y, Z)."""
 
     def __init__(self, scan: MetaTensor, slice_axis: str) -> None:
-        self.picture = scan.meta["scan_kind"] == "picture"
+        self.picture = scan.meta["scan_kind"] == "image"
         if self.picture:
             self._order: tuple[int, ...] = (2, 0, 1)
             self._flips: tuple[bool, ...] = (False, False, False)

@@ -75,7 +75,7 @@ class SliceGrid(InvertibleTransform):
         Raises:
             InputError: if the window would cut off foreground.
         """
-        picture = img.meta.get("scan_kind") == "picture"
+        picture = img.meta.get("scan_kind") == "image"
         order, flips = (
             ([0, 1, 2], []) if picture else _reorientation(np.asarray(img.affine), SLICE_AXES[self.slice_axis])
         )

@@ -60,7 +60,7 @@ class VolumeGrid(InvertibleTransform):
         Raises:
             InputError: for an image, or if the window would cut off foreground.
         """
-        if img.meta.get("scan_kind") == "picture":
+        if img.meta.get("scan_kind") == "image":
             raise InputError(
                 img.meta.get("source", ["image"])[0],
                 f"is an image, and an image_size of three numbers, {self.image_size}, takes volumes",
