@@ -40,6 +40,8 @@ DICOM_SUFFIXES = (".dcm", ".ima")
 
 # Bytes that are read at once where only checksums count.
 _BLOCK = 1 << 20
+# What nibabel raises for numbers of a header that cannot be.
+_BAD_VALUES = (OverflowError, ValueError, TypeError, AttributeError, MemoryError)
 # Channels of one scan must lie on the same grid to this distance.
 _SAME_GRID_MM = 1e-3
 # Pillow modes that are converted because their numbers are no intensities (palette), or carry alpha or ink.
@@ -147,6 +149,10 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
 
     try:
         image: Any = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):
+            raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
+        if any(size < 0 for size in image.shape):
+            raise HeaderDataError(f"shape {image.shape}")
         affine = np.array(image.affine, dtype=np.float64)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
@@ -161,8 +167,11 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         # Only the chosen volume is kept and scaled.
         part = (slice(None),) * 3 + (slice(chosen, chosen + 1),) if len(shape) > 3 else ()
         array = _stored_voxels(path, image.dataobj, part)
-    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error) as error:
-        raise InputError(path, f"cannot be read as NIfTI ({error})", "Copy or export the file again.") from error
+    except InputError:
+        raise
+    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error, *_BAD_VALUES) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(path, f"cannot be read as NIfTI ({reason})", "Copy or export the file again.") from error
     return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti")
 
 
