@@ -53,8 +53,8 @@ def write_case(
     Args:
         folder: the case's folder. One that exists is replaced whole, so that no file of an earlier run stays behind:
             give a folder that holds nothing else.
-        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind``,
-            ``source`` and ``source_format`` in its meta.
+        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind``, ``source``
+            and, of a NIfTI source, ``nifti_header`` in its meta.
         anomaly_map: anomaly scores, (X, Y, Z).
         restoration: the normal image restored, (C, X, Y, Z), in the scan's units.
         anomaly_mask: True where the map is above the chosen threshold, (X, Y, Z); None for no mask file.
@@ -64,8 +64,7 @@ def write_case(
         also: writes further files into the folder that it is given, before the case appears.
 
     Raises:
-        InputError: if the folder cannot be written to, or the source, whose header is needed, can no longer be read or
-            has changed its size.
+        InputError: if the folder cannot be written to.
         ValueError: if an array's shape does not fit the scan's, or the description is too long.
     """
     channels, *spatial = scan.shape
@@ -103,32 +102,22 @@ class _Grid:
 
     def __init__(self, scan: MetaTensor) -> None:
         import nibabel
-        from nibabel.filebasedimages import ImageFileError
 
         self._shape = tuple(scan.shape[1:])
         self._file_shape = self._shape
         self._affine = np.asarray(scan.affine, dtype=np.float64)
         self._header: Any = None
         self._image_class = nibabel.Nifti1Image
-        if scan.meta["source_format"] != "nifti":
+        source = scan.meta.get("nifti_header")
+        if source is None:
             return
-        source = Path(scan.meta["source"][0])
-        try:
-            image = nibabel.load(source)
-        except (OSError, EOFError, ImageFileError) as error:
-            remedy = "Its header is needed to place the results: keep scans in place until their results are written."
-            raise InputError(source, f"cannot be read again ({error})", remedy) from error
-        if not isinstance(image, nibabel.Nifti1Pair):  # a format without NIfTI's fields: the affine says all
-            return
-        if isinstance(image.header, nibabel.Nifti2Header):
+        block, endianness, shape = source
+        if len(block) == nibabel.Nifti2Header.sizeof_hdr:
             self._image_class = nibabel.Nifti2Image
-        if (*image.shape, 1, 1)[:3] != self._shape:
-            problem = f"has voxels {image.shape}, the scan read from it has {self._shape}"
-            raise InputError(source, problem, "Run again on the file as it is now.")
-        if all(size == 1 for size in image.shape[3:]):  # (X, Y), (X, Y, Z) and (X, Y, Z, 1) stay what they are
-            self._file_shape = image.shape
+        if all(size == 1 for size in shape[3:]):  # (X, Y), (X, Y, Z) and (X, Y, Z, 1) stay what they are
+            self._file_shape = shape
         # from the raw bytes, which carry the geometry exactly and no extensions
-        header = self._image_class.header_class(image.header.binaryblock, image.header.endianness, check=False)
+        header = self._image_class.header_class(block, endianness, check=False)
         header.set_data_offset(0)  # nibabel then finds the place itself
         for field in ("aux_file", "intent_name", "data_type", "db_name"):
             if field in header:

@@ -477,7 +477,9 @@ def _unfolded(where: Path, mosaic: _Slice) -> Iterator[_Slice]:
 
     The position of a mosaic is that of its corner, were the whole of it one slice around the slice's middle.
     """
-    from nibabel.nicom import csareader
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls the whole subpackage experimental
+        from nibabel.nicom import csareader
 
     header = mosaic.header
     remedy = "Convert it to NIfTI, for example by dcm2niix."

@@ -30,6 +30,7 @@ __all__ = [
     "NIFTI_SUFFIXES",
     "PICTURE_SUFFIXES",
     "Voxels",
+    "nifti_header",
     "read_voxels",
     "scan_suffix",
 ]
@@ -64,12 +65,23 @@ class Voxels(NamedTuple):
         affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for images.
         scan_kind: ``"volume"`` or ``"image"``.
         source_format: ``"nifti"``, ``"dicom"`` or ``"image"``.
+        nifti_header: see ``nifti_header``; None for other formats.
     """
 
     array: np.ndarray
     affine: np.ndarray
     scan_kind: str
     source_format: str
+    nifti_header: tuple[bytes, str, tuple[int, ...]] | None = None
+
+
+def nifti_header(image: Any) -> tuple[bytes, str, tuple[int, ...]]:
+    """What ``write_case`` needs of a NIfTI source: its header's bytes, their order (``<`` or ``>``), and its shape.
+
+    Args:
+        image: as nibabel loaded it.
+    """
+    return image.header.binaryblock, image.header.endianness, tuple(image.shape)
 
 
 def scan_suffix(path: str | Path) -> str:
@@ -172,7 +184,7 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error, *_BAD_VALUES) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(path, f"cannot be read as NIfTI ({reason})", "Copy or export the file again.") from error
-    return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti")
+    return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti", nifti_header(image))
 
 
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
@@ -282,7 +294,7 @@ class LoadScan(Transform):
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
-    file of a list) and ``source_format`` (``"nifti"``, ``"dicom"`` or ``"image"``).
+    file of a list), ``source_format`` (``"nifti"``, ``"dicom"`` or ``"image"``) and ``nifti_header``.
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
@@ -323,6 +335,7 @@ class LoadScan(Transform):
             "scan_kind": read[0].scan_kind,
             "source": [str(path.absolute()) for path in paths],
             "source_format": read[0].source_format,
+            "nifti_header": read[0].nifti_header,
         }
         return MetaTensor.ensure_torch_and_prune_meta(array, meta)
 
