@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DICOM_SUFFIXES",
+    "ITK_SUFFIXES",
     "LoadScan",
     "LoadScanD",
     "LoadScanDict",
     "LoadScand",
+    "MGH_SUFFIXES",
     "NIFTI_SUFFIXES",
     "PICTURE_SUFFIXES",
     "Voxels",
@@ -38,6 +40,9 @@ __all__ = [
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
+# Volumes of ITK and 3D Slicer, and of FreeSurfer.
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+MGH_SUFFIXES = (".mgz", ".mgh")
 
 # Bytes that are read at once where only checksums count.
 _BLOCK = 1 << 20
@@ -64,7 +69,7 @@ class Voxels(NamedTuple):
         array: (C, X, Y, Z) in the file's own number type; images are (C, rows, columns, 1).
         affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for images.
         scan_kind: ``"volume"`` or ``"image"``.
-        source_format: ``"nifti"``, ``"dicom"`` or ``"image"``.
+        source_format: ``"nifti"``, ``"dicom"``, ``"itk"``, ``"mgh"`` or ``"image"``.
         nifti_header: see ``nifti_header``; None for other formats.
     """
 
@@ -94,7 +99,9 @@ def scan_suffix(path: str | Path) -> str:
         For example ``".nii.gz"``, ``".PNG"``, or ``""``.
     """
     name = Path(path).name
-    for suffix in (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES):
+    if name.lower().endswith(".seg.nrrd"):  # a segmentation of 3D Slicer
+        return ""
+    for suffix in (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[-len(suffix) :]
     return ""
@@ -104,7 +111,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
     """Read one file or DICOM folder as it is, without judging its values.
 
     Args:
-        path: NIfTI file, image, DICOM file, or folder of one DICOM series.
+        path: NIfTI, NRRD, MetaImage or MGH file, 2-D image, DICOM file, or folder of one DICOM series.
         time_point: which volume of a file or series with several, counted from 0.
 
     Returns:
@@ -126,13 +133,18 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
         voxels = _read_dicom(path, time_point)
     elif suffix in NIFTI_SUFFIXES:
         voxels = _read_nifti(path, time_point)
+    elif suffix in ITK_SUFFIXES:
+        voxels = _read_itk(path)
+        choose_volume(path, time_point, 1)
+    elif suffix in MGH_SUFFIXES:
+        voxels = _read_nifti(path, time_point)
     elif suffix in PICTURE_SUFFIXES:
         voxels = _read_picture(path)
         choose_volume(path, time_point, 1)
     elif suffix in DICOM_SUFFIXES or is_dicom_file(path):
         voxels = _read_dicom(path, time_point)
     else:
-        known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES))
+        known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES))
         raise InputError(path, "not a supported scan format", f"Supported are {known} and folders of one DICOM series.")
     if not voxels.array.size:
         shape = " x ".join(map(str, voxels.array.shape[1:]))
@@ -161,7 +173,7 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
 
     try:
         image: Any = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):
+        if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
             raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
         if any(size < 0 for size in image.shape):
             raise HeaderDataError(f"shape {image.shape}")
@@ -184,7 +196,29 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error, *_BAD_VALUES) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(path, f"cannot be read as NIfTI ({reason})", "Copy or export the file again.") from error
-    return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti", nifti_header(image))
+    array = array.reshape((*shape, 1)[:3])[None]
+    if isinstance(image, nib.MGHImage):
+        return Voxels(array, affine, "volume", "mgh")
+    return Voxels(array, affine, "volume", "nifti", nifti_header(image))
+
+
+def _read_itk(path: Path) -> Voxels:
+    """An NRRD or MetaImage volume with the place that its header states."""
+    try:
+        array, meta = ITKReader().get_data(ITKReader().read(path))
+    except Exception as error:
+        # ITK and its wrapping raise a dozen types, some with a page of text
+        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+        raise InputError(path, f"cannot be read ({reason})", "Copy or export the file again.") from error
+    if array.ndim not in (2, 3):
+        problem = f"has several values a voxel or several volumes (shape {array.shape})"
+        raise InputError(path, problem, "Save one volume of one intensity per voxel.")
+    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64)
+    if affine.shape != (4, 4):  # a 2-D image in the plane
+        full = np.eye(4)
+        full[:2, :2], full[:2, 3] = affine[:2, :2], affine[:2, -1]
+        affine = full
+    return Voxels(array.reshape((*array.shape, 1)[:3])[None], affine, "volume", "itk")
 
 
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
@@ -284,7 +318,7 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 
 class LoadScan(Transform):
-    """Read a scan: a NIfTI volume, a DICOM series, an image, or several co-registered files as channels.
+    """Read a scan: a volume (NIfTI, NRRD, MetaImage, MGH), a DICOM series, an image, or co-registered files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
     images are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
@@ -294,7 +328,7 @@ class LoadScan(Transform):
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
-    file of a list), ``source_format`` (``"nifti"``, ``"dicom"`` or ``"image"``) and ``nifti_header``.
+    file of a list), ``source_format`` (as of ``Voxels``) and ``nifti_header``.
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
