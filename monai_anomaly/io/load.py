@@ -318,7 +318,7 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 
 class LoadScan(Transform):
-    """Read a scan: a volume (NIfTI, NRRD, MetaImage, MGH), a DICOM series, an image, or co-registered files as channels.
+    """Read a scan: a volume (NIfTI, NRRD, MetaImage, MGH), a DICOM series, an image, or several files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
     images are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
