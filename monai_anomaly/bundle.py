@@ -197,13 +197,17 @@ def _arguments(target: str) -> list[str] | None:
     kind = pydoc.locate(f"{module}.{target}" if isinstance(module, str) else target)
     if not callable(kind):
         return None
-    try:
-        parameters = inspect.signature(kind).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters]
+    names: list[str] = []
+    # what a class hands on as keywords is its base's
+    for owner in [base for base in kind.__mro__ if "__init__" in vars(base)] if isinstance(kind, type) else [kind]:
+        try:
+            parameters = inspect.signature(owner).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None
 
 
 def _is_bundle_run(argv: Sequence[str]) -> bool:
