@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_says_why(run: Path, tmp_path: Path, capsys: pytest
     assert main(["benchmark", "plot", str(run), "--kind", "epochs", "--only-methods", "zscore"]) == 1
     assert "nothing was trained" in capsys.readouterr().err
     assert main(["benchmark", "plot", str(tmp_path), "--kind", "roc"]) == 1
-    assert "no finished unit" in capsys.readouterr().err
+    assert "no finished run" in capsys.readouterr().err
 
 
 def test_the_kinds_are_those_of_the_documentation() -> None:

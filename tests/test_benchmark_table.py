@@ -136,7 +136,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["benchmark", "table", str(file), "--format", "csv", "--suite", "u"]) == 0
     assert capsys.readouterr().out.startswith("suite,scale,set")
     assert main(["benchmark", "table", str(file), "--suite", "other"]) == 1
-    assert "no finished unit" in capsys.readouterr().err
+    assert "no finished run" in capsys.readouterr().err
     assert main(["benchmark", "table", str(tmp_path / "none")]) == 1
     with pytest.raises(InputError):
         build_tables([])

@@ -94,7 +94,7 @@ def _plot(given: argparse.Namespace) -> int:
     for name, wanted in (("suite", given.of_suite and [given.of_suite]), ("method", given.only_methods)):
         rows = [row for row in rows if not wanted or row[name] in wanted]
     if not rows:
-        raise InputError(given.folder, "no finished unit", "Run the benchmark first, or name another folder.")
+        raise InputError(given.folder, "no finished run", "Run the benchmark first, or name another folder.")
     for path in draw(given.folder, rows, given.kind, given.to):
         print(path)
     return 0
@@ -142,7 +142,7 @@ def _run(given: argparse.Namespace) -> int:
         "with another process": outcome.elsewhere,
         "failed": outcome.failures,
     }
-    print("; ".join(f"{len(units)} units {state}" for state, units in counts.items() if units or state == "finished"))
+    print("; ".join(f"{len(units)} runs {state}" for state, units in counts.items() if units or state == "finished"))
     print(f"results: {given.out}; research use only, not for diagnosis")
     for unit, error in outcome.failures.items():
         print(f"failed: {unit}: {error}", file=sys.stderr)

@@ -189,7 +189,7 @@ def _epochs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             panels[-1].legend(fontsize=6)
         figure.suptitle(_title(runs[-1], seed=False), fontsize=9)
         figures["-".join(key)] = figure
-    return figures, "nothing was trained in these units"
+    return figures, "nothing was trained in these runs"
 
 
 def _draw_losses(panel: Any, runs: Sequence[Mapping[str, Any]], stage: str) -> None:
@@ -229,7 +229,7 @@ def _losses(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
         figure.supylabel("loss", fontsize=8)
         figure.suptitle(f"{key[1]}, {key[2]}, {key[3]} scale", parse_math=False, fontsize=9)
         figures["-".join(key)] = figure
-    return figures, "nothing was trained in these units"
+    return figures, "nothing was trained in these runs"
 
 
 def _runs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:

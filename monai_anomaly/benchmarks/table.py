@@ -158,7 +158,7 @@ def build_tables(
     """
     rows = [row for row in results if suite is None or row["suite"] == suite]
     if not rows:
-        raise InputError(suite or "results", "no finished unit", "Run the benchmark first, or name another folder.")
+        raise InputError(suite or "results", "no finished run", "Run the benchmark first, or name another folder.")
     known = paper_figures() if figures is None else figures
     tables = []
     for key in dict.fromkeys((row["suite"], row["scale"], row["set"]) for row in rows):
