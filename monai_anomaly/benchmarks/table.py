@@ -303,13 +303,23 @@ def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
     return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](tables)
 
 
+def _shown(table: ResultTable) -> tuple[str, ...]:
+    """The columns of a table for readers: the mean of a single problem repeats it, unless the paper gives the mean alone."""
+    if len(table.columns) != 2:
+        return table.columns
+    problem, mean = table.columns
+    papers_mean = any(row.cells[mean].paper is not None and row.cells[problem].paper is None for row in table.rows)
+    return (mean,) if papers_mean else (problem,)
+
+
 def _markdown(tables: Sequence[ResultTable]) -> str:
     parts = []
     for table in tables:
         lines = [f"### {_caption(table)}", ""]
-        lines += [f"| method | {' | '.join(table.columns)} |", f"|---|{'---|' * len(table.columns)}"]
+        columns = _shown(table)
+        lines += [f"| method | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         for row in table.rows:
-            cells = [_text(row.cells[column], _MARKS, "±") for column in table.columns]
+            cells = [_text(row.cells[column], _MARKS, "±") for column in columns]
             lines.append(f"| {_title(row, '†', '‡')} | {' | '.join(cells)} |")
         parts.append("\n".join([*lines, *_notes(table)]))
     return "\n\n".join([*parts, _RULE]) + "\n"
@@ -318,15 +328,16 @@ def _markdown(tables: Sequence[ResultTable]) -> str:
 def _latex(tables: Sequence[ResultTable]) -> str:
     parts = []
     for table in tables:
+        columns = _shown(table)
         lines = [
             f"% {_caption(table)}",
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\hline",
-            " & ".join(["method", *map(_escape, table.columns)]) + r" \\",
+            " & ".join(["method", *map(_escape, columns)]) + r" \\",
             r"\hline",
         ]
         for row in table.rows:
-            cells = [_text(row.cells[column], _LATEX_MARKS, r"$\pm$", "--") for column in table.columns]
+            cells = [_text(row.cells[column], _LATEX_MARKS, r"$\pm$", "--") for column in columns]
             lines.append(" & ".join([_title(row, r"\dag", r"\ddag", _escape), *cells]) + r" \\")
         parts.append("\n".join([*lines, r"\hline", r"\end{tabular}", *(f"% {note}" for note in _notes(table) if note)]))
     return "\n\n".join([*parts, "% " + _RULE]) + "\n"
