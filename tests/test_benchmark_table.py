@@ -96,7 +96,8 @@ def test_markdown_names_scale_flags_and_rule() -> None:
 
 def test_the_papers_mean_is_shown_where_it_gives_that_alone() -> None:
     figures = [{**FIGURES[0], "problems": [], "count": 1, "rows": {"m": {"mean": 85.0}}}]
-    assert "| method | mean |\n|---|---|\n| m & co | 90.0 (85 ▲) |" in render(build_tables([result("2", 0, 0.9)], figures))
+    text = render(build_tables([result("2", 0, 0.9)], figures))
+    assert "| method | mean |\n|---|---|\n| m & co | 90.0 (85 ▲) |" in text
 
 
 def test_csv_and_latex_hold_the_same_figures() -> None:

@@ -304,7 +304,7 @@ def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
 
 
 def _shown(table: ResultTable) -> tuple[str, ...]:
-    """The columns of a table for readers: the mean of a single problem repeats it, unless the paper gives the mean alone."""
+    """The columns for readers: the mean of a single problem repeats it, unless the paper gives the mean alone."""
     if len(table.columns) != 2:
         return table.columns
     problem, mean = table.columns
