@@ -1,4 +1,4 @@
-"""Global contrast normalisation: the tensor function, the module in the detectors, the MONAI transforms."""
+"""Global contrast normalisation: the tensor function and the module in the detectors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose
 
 from monai_anomaly.networks.blocks import ContrastNormalization, global_contrast
-from monai_anomaly.transforms import GlobalContrastNormalize, GlobalContrastNormalized
 
 
 def plain(image: np.ndarray, norm: str) -> np.ndarray:
@@ -85,40 +82,3 @@ def test_a_range_needs_images() -> None:
 def test_unknown_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ContrastNormalization(**kwargs)
-
-
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-@pytest.mark.parametrize("value_range", [None, (-3.0, 5.0)])
-def test_array_transform(norm: str, value_range: tuple[float, float] | None) -> None:
-    image = MetaTensor(torch.rand(2, 6, 5) * 300.0, affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
-    transform = GlobalContrastNormalize(norm, value_range)
-    out = transform(image)
-    expected = plain(image.numpy().astype(np.float64), norm)
-    if value_range is not None:
-        expected = (expected - value_range[0]) / (value_range[1] - value_range[0])
-    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert isinstance(out, MetaTensor)
-    assert torch.equal(out.affine, image.affine)
-    back = transform.inverse(out)
-    torch.testing.assert_close(back.as_tensor(), image.as_tensor(), rtol=1e-5, atol=1e-3)
-    assert not back.applied_operations
-
-
-def test_dictionary_transform_in_a_chain() -> None:
-    chain = Compose([GlobalContrastNormalized(keys="image", norm="l1"), GlobalContrastNormalized("image", norm="l2")])
-    item = {"image": MetaTensor(torch.rand(1, 6, 5)), "other": 3}
-    out = chain(item)
-    assert out["other"] == 3
-    assert float(out["image"].mean()) == pytest.approx(0.0, abs=1e-5)
-    assert float((out["image"] ** 2).mean()) == pytest.approx(1.0, rel=1e-4)
-    torch.testing.assert_close(chain.inverse(out)["image"].as_tensor(), item["image"].as_tensor(), rtol=1e-4, atol=1e-5)
-    assert float(GlobalContrastNormalize()(torch.rand(1, 4, 4)).abs().mean()) == pytest.approx(1.0, rel=1e-5)
-
-
-def test_transforms_refuse_unknown_settings() -> None:
-    with pytest.raises(ValueError, match="norm"):
-        GlobalContrastNormalize("max")
-    with pytest.raises(ValueError, match="value_range"):
-        GlobalContrastNormalized("image", value_range=(1.0, 1.0))
-    with pytest.raises(KeyError):
-        GlobalContrastNormalized("image")({"other": torch.rand(1, 4, 4)})

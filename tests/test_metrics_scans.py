@@ -1,4 +1,4 @@
-"""Metrics of scans, patients and groups, their intervals, and the papers' own figures, against plain definitions."""
+"""Metrics of scans, patients and groups, their intervals and score gaps, against plain definitions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from monai_anomaly.metrics import (
     patient_level,
     scan_statistics,
     score_gap,
-    selection_summary,
     sensitivity_at_specificity,
-    training_stability,
 )
 
 SCORE = st.one_of(st.integers(-2, 2).map(float), st.floats(allow_nan=False, allow_infinity=False))
@@ -321,30 +319,3 @@ def test_gap_in_standard_deviations_does_not_depend_on_the_unit() -> None:
     assert got["gap_in_sd"] == pytest.approx(5.0)
     assert scaled["gap_in_sd"] == pytest.approx(5.0)
     assert score_gap([0, 0, 1], [0.5, 0.5, 1.0])["undefined"] == {"gap_in_sd": "the scores of normal scans do not vary"}
-
-
-def test_training_stability_looks_at_the_end() -> None:
-    epochs, values = list(range(5, 45, 5)), [0.5, 0.7, 0.95, 0.8, 0.9, 0.95, 0.92, 0.88]
-    got = training_stability(epochs, values)
-    assert got["final"] == 0.88
-    assert got["last"] == mean_and_spread([0.92, 0.88])
-    assert (got["best"], got["best_epoch"]) == (0.95, 15)
-    assert got["below_best"] == pytest.approx(0.07)
-    assert training_stability([5], [None])["undefined"].keys() == {"final", "below_best", "best", "best_epoch"}
-    for arguments in (([], []), ([1, 2], [0.5]), ([2, 1], [0.5, 0.5]), ([1], [0.5], 0.0)):
-        with pytest.raises(ValueError):
-            training_stability(*arguments)
-
-
-def test_selections_are_counted_and_weighed() -> None:
-    selected = ["latent", "latent", "restoration", "latent"]
-    got = selection_summary(selected, [0.9, 0.8, 0.7, 0.5], [0.8, 0.9, 0.75, 0.5], [0.85, 0.85, 0.7, 0.6])
-    assert (got["num_latent"], got["num_restoration"]) == (3, 1)
-    assert (got["num_better"], got["num_compared"]) == (2, 3)
-    assert got["selected"] == mean_and_spread([0.9, 0.8, 0.75, 0.5])
-    assert got["total"]["mean"] == pytest.approx(0.75)
-    assert selection_summary(["latent"], [None], [0.5])["total"] is None
-    with pytest.raises(ValueError, match="latent or restoration"):
-        selection_summary(["both"], [0.5], [0.5])
-    with pytest.raises(ValueError, match="every detector"):
-        selection_summary(["latent"], [0.5, 0.6], [0.5])

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from monai_anomaly.metrics import RegionOverlap
+from monai_anomaly.metrics import PixelMetrics
 
 
 def regions_of(mask: np.ndarray) -> list[list[tuple[int, int]]]:
@@ -53,10 +53,10 @@ def test_area_is_that_of_all_thresholds(limit: float, values: int) -> None:
     random = np.random.default_rng(values)
     masks = [random.random((9, 11)) < share for share in (0.15, 0.0, 0.4)]
     maps = [(random.integers(0, values, (9, 11)) / values + 0.3 * mask).astype(np.float32) for mask in masks]
-    metric = RegionOverlap(limit)
+    metric = PixelMetrics(overlap_limit=limit)
     for anomaly_map, mask in zip(maps, masks):
         metric.update(anomaly_map, mask)
-    assert metric.compute() == pytest.approx(plain_pro(maps, masks, limit), rel=1e-6)
+    assert metric.compute()["aupro"] == pytest.approx(plain_pro(maps, masks, limit), rel=1e-6)
 
 
 def test_small_regions_count_as_much_as_large_ones() -> None:
@@ -66,28 +66,28 @@ def test_small_regions_count_as_much_as_large_ones() -> None:
     for missed, expected in (((15, 15), 0.5), ((0, 0), 0.995)):
         found = mask.astype(float)
         found[missed] = -1.0
-        metric = RegionOverlap()
+        metric = PixelMetrics()
         metric.update(found, mask)
         # The missed pixels come last: the curve stays at its first height up to the limit.
-        assert metric.compute() == pytest.approx(expected, abs=2e-3)
+        assert metric.compute()["aupro"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_corners_connect_and_perfect_maps_have_one() -> None:
     mask = np.eye(4, dtype=bool)
-    metric = RegionOverlap()
+    metric = PixelMetrics()
     metric.update(mask.astype(float), mask)
-    assert metric.compute() == pytest.approx(1.0)
+    assert metric.compute()["aupro"] == pytest.approx(1.0)
     assert metric.num_regions == 1
 
 
 def test_undefined_and_unfit() -> None:
-    metric = RegionOverlap()
-    assert metric.compute() is None
+    metric = PixelMetrics()
+    assert metric.compute()["aupro"] is None
     metric.update(np.zeros((2, 2)), np.zeros((2, 2), dtype=bool))
-    assert metric.compute() is None
+    assert metric.compute()["aupro"] is None
     with pytest.raises(ValueError, match="shape"):
         metric.update(np.zeros((2, 2)), np.zeros((2, 3), dtype=bool))
     with pytest.raises(ValueError, match="NaN"):
         metric.update(np.full((2, 2), np.nan), np.zeros((2, 2), dtype=bool))
     with pytest.raises(ValueError, match="limit"):
-        RegionOverlap(0.0)
+        PixelMetrics(overlap_limit=0.0)

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from .evaluators import (
-    ImageScoreHandler,
-    ImageScoreMetric,
-    LesionDetectionHandler,
-    LesionDetectionMetric,
-    PixelMapHandler,
-    PixelMapMetric,
-)
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
 from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
 from .masks import MaskMetrics
-from .papers import score_gap, selection_summary, training_stability
-from .pro import RegionOverlap
 from .ranking import auroc, average_precision, best_dice, ranking_metrics
 from .scans import (
     PatientScores,
@@ -22,6 +12,7 @@ from .scans import (
     decision_metrics,
     image_metrics,
     patient_level,
+    score_gap,
     sensitivity_at_specificity,
 )
 from .score_digest import ScoreDigest
@@ -33,17 +24,10 @@ __all__ = [
     "LESION_COLUMNS",
     "PIXEL_CLASSES",
     "VOLUME_CLASSES",
-    "ImageScoreHandler",
-    "ImageScoreMetric",
     "LesionDetection",
-    "LesionDetectionHandler",
-    "LesionDetectionMetric",
     "MaskMetrics",
     "PatientScores",
-    "PixelMapHandler",
-    "PixelMapMetric",
     "PixelMetrics",
-    "RegionOverlap",
     "ScoreDigest",
     "VoxelIntervals",
     "auroc",
@@ -61,9 +45,7 @@ __all__ = [
     "ranking_metrics",
     "scan_statistics",
     "score_gap",
-    "selection_summary",
     "sensitivity_at_specificity",
-    "training_stability",
     "video_metrics",
     "video_metrics_of",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "decision_metrics",
     "image_metrics",
     "patient_level",
+    "score_gap",
     "sensitivity_at_specificity",
 ]
 
@@ -226,6 +227,49 @@ class PatientScores(NamedTuple):
     patients: list[Hashable]
     labels: list[int | None]
     scores: list[float]
+
+
+def score_gap(labels: Sequence[int | None], scores: Sequence[float]) -> dict[str, Any]:
+    """How far the mean scores of normal and of abnormal scans lie apart: ProxyAno's Table II.
+
+    The gap is in the unit of the scores and grows with them; ``gap_in_sd`` (not in the paper) is in standard deviations
+    of the normal scans' scores and thus compares between detectors.
+
+    Args:
+        labels: per scan 0 (normal), 1 (abnormal) or None (unknown; the scan is left out).
+        scores: the scans' anomaly scores (the paper's A_img, Eq. 13).
+
+    Returns:
+        ``normal`` and ``abnormal``, the mean scores, ``gap``, the second less the first, and ``gap_in_sd``;
+        ``undefined``: by key the reason for each None.
+
+    Raises:
+        ValueError: if a score of a labelled scan is NaN, a label is neither 0, 1 nor None, or the lengths differ.
+
+    References:
+        Zhou et al., "Proxy-bridged Image Reconstruction Network for Anomaly Detection in Medical Images", IEEE
+        Transactions on Medical Imaging, 2022, section IV-C2 and Table II.
+    """
+    values, truth = checked_scans(labels, scores)
+    normal, abnormal = values[~truth], values[truth]
+    undefined: dict[str, str] = {}
+    if not normal.size:
+        undefined |= dict.fromkeys(("normal", "gap", "gap_in_sd"), "no normal scan")
+    if not abnormal.size:
+        undefined |= dict.fromkeys(("abnormal", "gap", "gap_in_sd"), "no abnormal scan")
+    low = float(normal.mean()) if normal.size else None
+    high = float(abnormal.mean()) if abnormal.size else None
+    gap = high - low if low is not None and high is not None else None
+    sd = float(np.std(normal, ddof=1)) if normal.size > 1 else 0.0
+    if gap is not None and not sd:
+        undefined["gap_in_sd"] = "the scores of normal scans do not vary"
+    return {
+        "normal": low,
+        "abnormal": high,
+        "gap": gap,
+        "gap_in_sd": gap / sd if gap is not None and sd else None,
+        "undefined": undefined,
+    }
 
 
 def patient_level(patients: Sequence[Hashable], labels: Sequence[int | None], scores: Sequence[float]) -> PatientScores:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .coarse_noise import *  # noqa: F403
-from .contrast import *  # noqa: F403
 from .erasing import *  # noqa: F403
 from .intensity import *  # noqa: F403
 from .proxies import *  # noqa: F403

@@ -13,127 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Randomizable, Rotate90, Rotate90d, Transform
+from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 
-from monai_anomaly.networks.blocks.erasing import ErasingSet, gray, half_scale
+from monai_anomaly.networks.blocks.erasing import ErasingSet
 
 __all__ = [
-    "Gray",
-    "GrayD",
-    "GrayDict",
-    "Grayd",
-    "HalfScale",
-    "HalfScaleD",
-    "HalfScaleDict",
-    "HalfScaled",
-    "QuarterTurn",
-    "QuarterTurnD",
-    "QuarterTurnDict",
-    "QuarterTurnd",
     "RandErasing",
     "RandErasingD",
     "RandErasingDict",
     "RandErasingd",
 ]
-
-
-class Gray(Transform):
-    """The mean over the channels (section 4.1.1); shape (C, *spatial) to (1, *spatial)."""
-
-    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
-
-    def __call__(self, image: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Gray an image of shape (C, *spatial); Tensor, MetaTensor or ndarray, as the result."""
-        erased = gray(convert_to_tensor(image, track_meta=True)[None])[0]
-        return convert_to_dst_type(erased, dst=image)[0]
-
-
-class Grayd(MapTransform):
-    """Dictionary version of :class:`Gray`.
-
-    Args:
-        keys: of the images.
-        allow_missing_keys: do not raise if a key is missing.
-    """
-
-    backend = Gray.backend
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = Gray()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Gray the images of a copy of the dictionary."""
-        d: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.transform(d[key])
-        return d
-
-
-class HalfScale(Transform):
-    """Half the resolution and back (section 4.4); the shape (C, *spatial) stays, two or three spatial axes."""
-
-    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
-
-    def __call__(self, image: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Scale an image of shape (C, *spatial); Tensor, MetaTensor or ndarray, as the result."""
-        erased = half_scale(convert_to_tensor(image, track_meta=True)[None])[0]
-        return convert_to_dst_type(erased, dst=image)[0]
-
-
-class HalfScaled(MapTransform):
-    """Dictionary version of :class:`HalfScale`.
-
-    Args:
-        keys: of the images.
-        allow_missing_keys: do not raise if a key is missing.
-    """
-
-    backend = HalfScale.backend
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = HalfScale()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Scale the images of a copy of the dictionary."""
-        d: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.transform(d[key])
-        return d
-
-
-class QuarterTurn(Rotate90):
-    """Anticlockwise rotation by exact quarter turns (section 4.1.1): MONAI's ``Rotate90``, whose axes follow.
-
-    Args:
-        k: number of quarter turns.
-        spatial_axes: of the plane that is turned.
-    """
-
-    def __init__(self, k: int = 1, spatial_axes: tuple[int, int] = (0, 1)) -> None:
-        super().__init__(k, spatial_axes)
-
-
-class QuarterTurnd(Rotate90d):
-    """Dictionary version of :class:`QuarterTurn`.
-
-    Args:
-        keys: of the images.
-        k: see :class:`QuarterTurn`.
-        spatial_axes: see :class:`QuarterTurn`.
-        allow_missing_keys: do not raise if a key is missing.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        k: int = 1,
-        spatial_axes: tuple[int, int] = (0, 1),
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, k, spatial_axes, allow_missing_keys)
 
 
 class RandErasing(Randomizable, Transform):
@@ -230,7 +120,4 @@ class RandErasingd(Randomizable, MapTransform):
         return d
 
 
-GrayD = GrayDict = Grayd
-HalfScaleD = HalfScaleDict = HalfScaled
-QuarterTurnD = QuarterTurnDict = QuarterTurnd
 RandErasingD = RandErasingDict = RandErasingd
