@@ -1,15 +1,15 @@
-"""Make the abnormal side of GTSRB's stop signs: adversarial pictures, by the Boundary Attack.
+"""Make the abnormal side of GTSRB's stop signs: adversarial images, by the Boundary Attack.
 
     pip install foolbox
     python examples/adversarial_stop_signs.py GTSRB --count 20 --steps 25000
 
 GTSRB holds the unpacked training and test archives (``GTSRBStopSigns.download`` fetches them). A small network learns
-to tell the 43 signs apart on the training pictures. Test pictures of stop signs are then drawn at random, and each that
-the network knows is attacked by foolbox's Boundary Attack until it is taken for another sign. The pictures go to
-``GTSRB/adversarial/<test picture>_as_<class>.png``.
+to tell the 43 signs apart on the training images. Test images of stop signs are then drawn at random, and each that
+the network knows is attacked by foolbox's Boundary Attack until it is taken for another sign. The images go to
+``GTSRB/adversarial/<test image>_as_<class>.png``.
 
 Signs keep their own size throughout: the network rounds to 8 bits and resizes by itself, so that what is attacked is
-what is written, and neither size nor rounding tells the adversarial pictures from the others.
+what is written, and neither size nor rounding tells the adversarial images from the others.
 
 Brendel et al., Decision-based adversarial attacks, ICLR 2018.
 """
@@ -54,7 +54,7 @@ def import_foolbox() -> ModuleType:
 
 
 class SignNetwork(nn.Module):
-    """Pictures in [0, 1], shape (B, 3, H, W) of any size, to logits (B, 43)."""
+    """Images in [0, 1], shape (B, 3, H, W) of any size, to logits (B, 43)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class SignNetwork(nn.Module):
 
 
 def resized(pictures: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) at the network's size."""
+    """Images (B, C, H, W) at the network's size."""
     if pictures.shape[-2:] == (SIDE, SIDE):
         return pictures
     return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -82,7 +82,7 @@ def as_tensor(picture: np.ndarray) -> Tensor:
 
 
 def load(signs: Sequence[Sign], what: str) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, 32, 32) in [0, 1] and classes (N,) of signs."""
+    """Images (N, 3, 32, 32) in [0, 1] and classes (N,) of signs."""
     pictures = [resized(as_tensor(sign.read())) for sign in tqdm(signs, desc=what, disable=None)]
     return torch.cat(pictures), torch.tensor([sign.kind for sign in signs])
 
@@ -101,16 +101,16 @@ def train(pictures: Tensor, kinds: Tensor, epochs: int, device: torch.device) ->
 
 @torch.no_grad()
 def recognised(network: SignNetwork, picture: np.ndarray, device: torch.device) -> int:
-    """What the network takes a picture (H, W, 3) uint8 for."""
+    """What the network takes an image (H, W, 3) uint8 for."""
     return int(network(as_tensor(picture).to(device)).argmax())
 
 
 def attacked(network: SignNetwork, picture: np.ndarray, kind: int, steps: int, device: torch.device) -> np.ndarray:
-    """An adversarial picture near another.
+    """An adversarial image near another.
 
     Args:
         network: to be deceived.
-        picture: shape (H, W, 3), uint8.
+        image: shape (H, W, 3), uint8.
         kind: its class.
         steps: of the attack.
         device: of the network.
@@ -120,7 +120,7 @@ def attacked(network: SignNetwork, picture: np.ndarray, kind: int, steps: int, d
 
     Raises:
         InputError: if foolbox is not installed.
-        ValueError: if the attack finds no picture to start from.
+        ValueError: if the attack finds no image to start from.
     """
     foolbox = import_foolbox()
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
@@ -130,7 +130,7 @@ def attacked(network: SignNetwork, picture: np.ndarray, kind: int, steps: int, d
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, attack, write the pictures and ``adversarial/attack.json``.
+    """Train, attack, write the images and ``adversarial/attack.json``.
 
     Args:
         arguments: of the command line; None reads them from the process.
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=25000, help="of the attack, for each picture")
+    parser.add_argument("--steps", type=int, default=25000, help="of the attack, for each image")
     parser.add_argument("--epochs", type=int, default=10, help="of the network's training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -150,10 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     signs = GTSRBStopSigns(options.root)
     folder = signs.adversarial_folder
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(folder, "is not empty", "Delete it to make other pictures.")
+        raise InputError(folder, "is not empty", "Delete it to make other images.")
     device = torch.device(options.device)
     set_determinism(options.seed)
-    training = load([sign for kind in range(CLASSES) for sign in signs.training_signs(kind)], "training pictures")
+    training = load([sign for kind in range(CLASSES) for sign in signs.training_signs(kind)], "training images")
     network = train(*training, options.epochs, device)
     stop_signs = [sign for sign in signs.test_signs() if sign.kind == signs.stop_sign]
 
@@ -172,12 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             continue
         try:
             adversarial = attacked(network, picture, sign.kind, options.steps, device)
-        except ValueError:  # no start was found; another picture takes its place
+        except ValueError:  # no start was found; another image takes its place
             failed.append(sign.path.name)
             continue
         kind = recognised(network, adversarial, device)
         if kind == sign.kind:
-            raise RuntimeError(f"{sign.path}: the attack's picture is still taken for a stop sign")
+            raise RuntimeError(f"{sign.path}: the attack's image is still taken for a stop sign")
         name = f"{sign.path.stem}_as_{kind:02d}.png"
         Image.fromarray(adversarial).save(folder / name)
         change = np.sqrt(np.mean((adversarial / 255.0 - picture / 255.0) ** 2))
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     progress.close()
     if len(made) < options.count:
         known = f"of {len(stop_signs)} test stop signs {len(unknown)} are not recognised, {len(failed)} have no start"
-        raise InputError(folder, f"{len(made)} of {options.count} pictures could be made: {known}", "Train for longer.")
+        raise InputError(folder, f"{len(made)} of {options.count} images could be made: {known}", "Train for longer.")
     result = {
         "attack": f"foolbox {foolbox.__version__} BoundaryAttack",
         "steps": options.steps,
@@ -205,4 +205,4 @@ if __name__ == "__main__":
         pictures = main()["pictures"]
     except InputError as failure:
         sys.exit(str(failure))
-    print(f"{len(pictures)} adversarial pictures, mean change {np.mean([p['rms_change'] for p in pictures]):.4f} (RMS)")
+    print(f"{len(pictures)} adversarial images, mean change {np.mean([p['rms_change'] for p in pictures]):.4f} (RMS)")

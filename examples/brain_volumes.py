@@ -48,7 +48,7 @@ def map_of(volume: np.ndarray, files: Any) -> tuple[np.ndarray, np.ndarray, np.n
     inferer = StackInferer()
     for index in np.flatnonzero(chosen):
         image = MetaTensor(torch.from_numpy(slices[index].astype(np.float32).copy())[None, ..., None])
-        image.meta["scan_kind"] = "picture"
+        image.meta["scan_kind"] = "image"
         stack = files.preprocessing.stack(image)
         output = inferer(stack, files.network)
         found[index] = files.preprocessing.to_scan(output.anomaly_map, stack)[0, ..., 0].numpy()

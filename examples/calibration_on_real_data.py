@@ -70,9 +70,9 @@ def write_split(path: Path, sides: dict[str, list[Item]]) -> None:
     path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
-def train(bundle: Path, overlays: Sequence[str], datalist: Path, output: Path, options: Sequence[str]) -> None:
+def train(bundle: Path, override_configs: Sequence[str], datalist: Path, output: Path, options: Sequence[str]) -> None:
     """Run the bundle's training."""
-    configs = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", *overlays)]
+    configs = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", *override_configs)]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
     command += ["--bundle_root", str(bundle), "--dataset_dir", str(datalist), "--output_dir", str(output)]
     for name, _, value in (option.partition("=") for option in options):
@@ -137,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("cohort", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--overlays", nargs="*", default=[], help="config files of the bundle, laid over train.yaml")
+    parser.add_argument(
+        "--override-configs", nargs="*", default=[], help="config files of the bundle, merged over train.yaml"
+    )
     parser.add_argument("--options", nargs="*", default=[], metavar="id=value", help="as on the bundle's command line")
     parser.add_argument("--patient-regex")
     parser.add_argument("--train", type=int, required=True, help="patients to train on")
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     spare = sides.pop("spare")
     datalist = given.output / "cohort.json"
     write_split(datalist, {**sides, "test": cohort.test})
-    train(given.bundle, given.overlays, datalist, given.output, [*given.options, f"seed={given.seed}"])
+    train(given.bundle, given.override_configs, datalist, given.output, [*given.options, f"seed={given.seed}"])
     unseen = [*sides["calibration"], *spare, *(item for item in cohort.test if item["label"] == 0)]
     found = score(given.output, unseen, cohort.test)
     rates = {}
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     curves = losses(given.output)
     result = {
         "bundle": given.bundle.name,
-        "overlays": given.overlays,
+        "override_configs": given.override_configs,
         "options": given.options,
         "cohort": given.cohort.name,
         "seed": given.seed,

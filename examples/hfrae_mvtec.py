@@ -1,11 +1,11 @@
-"""HFR-AE on pictures with pixel masks: image AUROC, pixel AUROC, pixel AP and PRO.
+"""HFR-AE on images with pixel masks: image AUROC, pixel AUROC, pixel AP and PRO.
 
     python examples/hfrae_mvtec.py COHORT OUT --weights resnet18-f37072fd.pth --epochs 100
 
 COHORT is one category of MVTec AD, or a folder ``train/normal``, ``test/normal``, ``test/abnormal``, ``test/masks``.
-A tenth of the training patients (pictures, without ``--patient-regex``) is held out, for the validation curve alone:
-the detector of the last epoch is tested, and nothing is chosen on test pictures. ``--scaling unit`` takes 8-bit
-pictures as they are, divided by 255; ``foreground`` normalises each by its foreground, as the bundles do. Metrics are
+A tenth of the training patients (images, without ``--patient-regex``) is held out, for the validation curve alone:
+the detector of the last epoch is tested, and nothing is chosen on test images. ``--scaling unit`` takes 8-bit
+images as they are, divided by 255; ``foreground`` normalises each by its foreground, as the bundles do. Metrics are
 of the maps at ``--size``. Research use only, not for diagnosis.
 """
 
@@ -32,8 +32,8 @@ from monai_anomaly.metrics import PixelMetrics, image_metrics
 from monai_anomaly.networks import HFRAE
 
 
-class Pictures(Dataset):
-    """Pictures in memory.
+class ImageSet(Dataset):
+    """Images in memory.
 
     Args:
         items: of a cohort.
@@ -63,7 +63,7 @@ class Pictures(Dataset):
 
 
 def read_mask(item: dict[str, Any], size: int) -> np.ndarray:
-    """The lesions of a picture, shape (size, size), bool."""
+    """The lesions of an image, shape (size, size), bool."""
     if item["mask"] is None:
         return np.zeros((size, size), dtype=bool)
     with Image.open(item["mask"]) as mask:
@@ -72,23 +72,18 @@ def read_mask(item: dict[str, Any], size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(network: HFRAE, items: Sequence[dict[str, Any]], pictures: Pictures) -> dict[str, Any]:
-    """The metrics of the test pictures."""
+def evaluate(network: HFRAE, items: Sequence[dict[str, Any]], pictures: ImageSet) -> dict[str, Any]:
+    """The metrics of the test images."""
     network.eval()
     device = network.encoder_source.device
-    pixels, scores = PixelMetrics(overlap_limit=0.3), []
+    pixels, scores = PixelMetrics(), []
     for item, image in zip(items, pictures.images):
         output = network.detect(image[None].to(device))
         anomaly_map = output.anomaly_map[0, 0].cpu().numpy()
         mask = read_mask(item, anomaly_map.shape[0])
         pixels.update(anomaly_map, mask)
         scores.append(float(output.anomaly_score))
-    measured = pixels.compute()
-    return {
-        "image": image_metrics([item["label"] for item in items], scores),
-        "pixel": measured,
-        "pro": measured["aupro"],
-    }
+    return {"image": image_metrics([item["label"] for item in items], scores), "pixel": pixels.compute()}
 
 
 def main() -> None:
@@ -121,7 +116,7 @@ def main() -> None:
         seed=given.seed,
     )
     sides = {
-        side: Pictures(items, given.size, given.channels, given.scaling)
+        side: ImageSet(items, given.size, given.channels, given.scaling)
         for side, items in (("train", cohort.training), ("val", cohort.validation), ("test", cohort.test))
     }
     network = HFRAE(

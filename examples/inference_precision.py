@@ -2,7 +2,7 @@
 
     python examples/inference_precision.py OUT/ddrid/models OUT/hfrae/models --output precision.json
 
-Each argument is a folder of a detector (``detector.json`` and its weights). The pictures are smooth noise. Float16 is
+Each argument is a folder of a detector (``detector.json`` and its weights). The images are smooth noise. Float16 is
 that of autocast, on a GPU where there is one, else as the CPU computes it, which is slow. Research use only, not for
 diagnosis.
 """

@@ -8,33 +8,42 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.networks.nets import PatchDiscriminator
+from monai.transforms import Compose
 from monai.utils import set_determinism
 
 from monai_anomaly.engines import (
     CohortEvaluator,
     DetectorTraining,
     ImageReconstructionTrainer,
+    LoadReferenced,
+    MaskAboveThresholdd,
+    MetricsHandler,
+    PredictionsHandler,
     ProxyExtractionTrainer,
+    PValued,
+    ReportHandler,
+    SaveCased,
+    ToScanVoxelsd,
     TrainingData,
     load_detector,
     scan_loader,
 )
+from monai_anomaly.metrics import FigureTable
 from monai_anomaly.networks import ProxyAno
 from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SuperpixelImage
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def main(arguments: Sequence[str] | None = None) -> FigureTable:
     """Train, calibrate, save, score.
 
     Args:
         arguments: of the command line; None reads them from the process.
 
     Returns:
-        The metrics of the test scans, image- and pixel-level.
+        The figures of the test scans.
     """
     parser = argparse.ArgumentParser(description="Research use only, not for diagnosis.")
     parser.add_argument("cohort", help="folder or datalist of the scans")
@@ -74,14 +83,32 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     training.finish()
 
     saved = load_detector(given.output / "models")
-    scans = scan_loader(data.cohort.test, saved.preprocessing)
+    found = saved.network.to(device)
     evaluator = CohortEvaluator(
-        saved.network, saved.preprocessing, scans, given.output, device, alpha=given.alpha, evaluate=True
+        found,
+        scan_loader(data.cohort.test, saved.preprocessing),
+        device,
+        postprocessing=Compose(
+            [
+                LoadReferenced(),
+                ToScanVoxelsd(saved.preprocessing),
+                PValued(found),
+                MaskAboveThresholdd(found, given.alpha),
+                SaveCased(given.output),
+            ]
+        ),
+        val_handlers=[
+            PredictionsHandler(given.output, found),
+            MetricsHandler(given.output, found, given.alpha, description=saved.description),
+            ReportHandler(given.output, found, given.alpha, saved.description),
+        ],
     )
     evaluator.run()
-    metrics = evaluator.finish()
-    print(metrics)
-    return metrics
+    evaluator.finish()
+    figures = evaluator.state.evaluation.figures
+    for level, metric in (("image", "auroc"), ("pixel", "ap")):
+        print(level, metric, figures.value("ProxyAno", level, metric))
+    return figures
 
 
 if __name__ == "__main__":

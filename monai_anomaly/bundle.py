@@ -44,7 +44,7 @@ def bundles_folder() -> Path:
 
 
 def check_run(bundle_root: str | Path, **required: Any) -> None:
-    """Refuse a run that could only go wrong later or, worse, go wrong unseen.
+    """Reject a run that could only go wrong later or, worse, go wrong unseen.
 
     Called first by every config. Errors of the input then end the program with one line and exit code 1.
 
@@ -93,7 +93,7 @@ def train_and_evaluate(
     output_dir: str | Path,
     options: dict[str, Any],
     *,
-    overlays: Sequence[str] = (),
+    override_configs: Sequence[str] = (),
     seed: int = 0,
     num_workers: int = 2,
 ) -> None:
@@ -104,7 +104,7 @@ def train_and_evaluate(
         dataset_dir: the cohort.
         output_dir: gets what both write.
         options: of the training.
-        overlays: names of config files of the bundle that are laid over ``train.yaml``.
+        override configs: names of config files of the bundle that are merged over ``train.yaml``.
         seed: of the training.
         num_workers: threads.
     """
@@ -112,7 +112,7 @@ def train_and_evaluate(
 
     where = {"bundle_root": str(bundle_root), "dataset_dir": str(dataset_dir), "output_dir": str(output_dir)}
     train, *over, evaluate = (
-        str(Path(bundle_root) / "configs" / f"{name}.yaml") for name in ("train", *overlays, "evaluate")
+        str(Path(bundle_root) / "configs" / f"{name}.yaml") for name in ("train", *override_configs, "evaluate")
     )
     # MONAI passes over overrides that are None.
     given = {name: "$None" if value is None else value for name, value in options.items()}
@@ -129,17 +129,23 @@ def tell_results(output_dir: str | Path) -> None:
     """
     folder = Path(output_dir)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    method = metrics["settings"]["method"]["name"]
+    values = {
+        (row["level"], row["metric"]): row["value"]
+        for row in metrics["figures"]
+        if row["detector"] == method and not row["group"]
+    }
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     most = max(rows, key=lambda row: float(row["anomaly_score"]))["case"]
     figures = "; ".join(
         f"{level} "
-        + ", ".join(f"{name} {metrics[level][name]:.3f}" for name in names if metrics[level][name] is not None)
+        + ", ".join(f"{name} {values[level, name]:.3f}" for name in names if values[level, name] is not None)
         for level, names in (("image", ("auroc", "ap")), ("pixel", ("auroc", "ap", "best_dice")))
     )
-    network = json.loads((folder / "models" / "detector.json").read_text(encoding="utf-8"))["network"]
-    label = network["arguments"].get("encoder_label")
-    encoder = f" Encoder: {label}." if label else ""  # wherever its figures stand
+    # where borrowed weights are from stands wherever figures do
+    borrowed = metrics["settings"]["method"]["borrowed_weights"]
+    encoder = f" Weights: {borrowed}." if borrowed else ""
     print(
         f"""
 {len(rows)} scans scored. {figures} (best_dice is an oracle over thresholds).{encoder}
@@ -155,7 +161,7 @@ Research use only, not for diagnosis. Where to look:
 
 
 def check_overrides(overrides: Sequence[str], config: dict[str, Any], where: str) -> None:
-    """Refuse an override that names nothing.
+    """Reject an override that names nothing.
 
     Args:
         overrides: ids such as ``dataset_dir`` or ``network_def#channels``.
@@ -191,13 +197,17 @@ def _arguments(target: str) -> list[str] | None:
     kind = pydoc.locate(f"{module}.{target}" if isinstance(module, str) else target)
     if not callable(kind):
         return None
-    try:
-        parameters = inspect.signature(kind).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters]
+    names: list[str] = []
+    # what a class hands on as keywords is its base's
+    for owner in [base for base in kind.__mro__ if "__init__" in vars(base)] if isinstance(kind, type) else [kind]:
+        try:
+            parameters = inspect.signature(owner).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names += [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None
 
 
 def _is_bundle_run(argv: Sequence[str]) -> bool:
@@ -247,7 +257,7 @@ def _install_error_line() -> None:
             if isinstance(cause, InputError):
                 print(f"error: {cause}", file=sys.stderr)
                 return
-            # A component that refuses a value was given a wrong option.
+            # A component that rejects a value was given a wrong option.
             if isinstance(cause, ValueError) and (component := _COMPONENT.match(str(outer))):
                 print(f"error: {component[1]}: {' '.join(str(cause).split())}", file=sys.stderr)
                 return

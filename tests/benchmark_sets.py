@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import yaml
 
-from monai_anomaly.data.published import Pictures, Problem, PublishedSet
+from monai_anomaly.data.published import ImageSet, Problem, PublishedSet
 
 SIDE = 16
 
 
 def stripes(count: int, seed: int, abnormal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of vertical stripes, uint8, with a bright spot where they are abnormal, and the spots."""
+    """Images of vertical stripes, uint8, with a bright spot where they are abnormal, and the spots."""
     rng = np.random.default_rng(seed)
     pictures, masks = np.zeros((count, SIDE, SIDE), np.uint8), np.zeros((count, SIDE, SIDE), bool)
     for i in range(count):
@@ -76,8 +76,8 @@ class Stripes(PublishedSet):
         )
 
     @staticmethod
-    def _pictures(images: np.ndarray, labels: np.ndarray, side: str, **more: Any) -> Pictures:
-        return Pictures([f"{side}/{i:03d}" for i in range(len(images))], labels, lambda i: images[i].copy(), **more)
+    def _pictures(images: np.ndarray, labels: np.ndarray, side: str, **more: Any) -> ImageSet:
+        return ImageSet([f"{side}/{i:03d}" for i in range(len(images))], labels, lambda i: images[i].copy(), **more)
 
 
 def tiny_suite(folder: Path, **changes: Any) -> Path:

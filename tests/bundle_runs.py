@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,31 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
+from torch.utils.data import DataLoader
 
+from monai_anomaly.data import ScanPreprocessing
+from monai_anomaly.engines import (
+    CalibratedMapd,
+    CleanMaskd,
+    CohortEvaluator,
+    DriftHandler,
+    LesionTableHandler,
+    LoadReferenced,
+    MaskAboveThresholdd,
+    MetricsHandler,
+    PredictionsHandler,
+    PValued,
+    ReportHandler,
+    SaveCased,
+    ToScanVoxelsd,
+)
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.metrics import FigureTable
+from monai_anomaly.networks import AnomalyDetector
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 BUNDLE = BUNDLES / "proxyano"
@@ -113,8 +134,54 @@ def run_bundle(
         )
 
 
-def train_small(output: Path, dataset: Path, *overlays: str, **options: Any) -> Path:
-    run_bundle(["train", *overlays], output, dataset, progress=False, **{**SMALL, **options})
+def cohort_evaluator(
+    network: AnomalyDetector,
+    preprocessing: ScanPreprocessing,
+    loader: DataLoader,
+    out: Path,
+    *,
+    alpha: float | None = 0.05,
+    mask_rule: str = "family",
+    least_lesion_mm3: float = 0.0,
+    inside_foreground: bool = False,
+    calibrated_map: str = "none",
+    evaluate: bool = False,
+    overview_slices: int = 0,
+    report: bool = True,
+) -> CohortEvaluator:
+    """The evaluator of ``inference.yaml`` or ``evaluate.yaml``."""
+    return CohortEvaluator(
+        network,
+        loader,
+        postprocessing=Compose(
+            [
+                *([LoadReferenced()] if evaluate else []),
+                ToScanVoxelsd(preprocessing),
+                CalibratedMapd(network, preprocessing, calibrated_map),
+                PValued(network),
+                MaskAboveThresholdd(network, alpha, mask_rule),
+                CleanMaskd(least_lesion_mm3, inside_foreground),
+                SaveCased(out, overview_slices),
+            ]
+        ),
+        val_handlers=[
+            PredictionsHandler(out, network),
+            LesionTableHandler(out, network),
+            DriftHandler(out, network),
+            *([MetricsHandler(out, network, alpha)] if evaluate else []),
+            ReportHandler(out, network, alpha, write=report),
+        ],
+        progress=False,
+    )
+
+
+def figures_of(folder: Path) -> FigureTable:
+    """The table in an evaluation's ``metrics.json``."""
+    return FigureTable(json.loads((folder / "metrics.json").read_text())["figures"])
+
+
+def train_small(output: Path, dataset: Path, *override_configs: str, **options: Any) -> Path:
+    run_bundle(["train", *override_configs], output, dataset, progress=False, **{**SMALL, **options})
     return output
 
 

@@ -88,6 +88,7 @@ def test_torchscript_gives_the_same_map(name: str) -> None:
             torch.testing.assert_close(scripted(image), eager, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "skip and memory, volume", "MemAE, MNIST"])
 def test_onnx_gives_the_same_map(name: str, tmp_path: Path) -> None:
     detector, image = made(name)
@@ -158,6 +159,7 @@ def test_gradient_reaches_every_parameter(name: str) -> None:
     assert float(detector.encoder[0].conv.weight.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_an_anomaly_the_training_did_not_show_stands_out() -> None:
     torch.manual_seed(0)
     detector = Autoencoder(channels=(8, 8), latent_channels=2)

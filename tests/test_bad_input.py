@@ -72,6 +72,7 @@ def colour(folder: Path) -> Path:
     return folder / "scan.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "problem"),
     [
@@ -111,6 +112,7 @@ def test_foreign_files_in_a_dicom_folder_are_ignored_with_a_warning(trained: Pat
     assert (tmp_path / "out" / "scan" / "anomaly_map.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_a_bad_scan_amid_a_cohort_costs_no_other(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     for name in ("a", "c"):
@@ -131,6 +133,7 @@ def test_a_bad_scan_amid_a_cohort_costs_no_other(trained: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / "failures.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_training_scan_is_reported_and_the_rest_is_trained_on(tiny_cohort: Path, tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"
     shutil.copytree(tiny_cohort / "train", cohort / "train")
@@ -223,6 +226,7 @@ def test_a_corrupt_model_and_a_corrupt_checkpoint(trained: Path, tiny_cohort: Pa
         assert refusal(act).startswith(str(tmp_path / file))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "training", tmp_path / "training")
     line = refusal(train_small, tmp_path, tiny_cohort, batch_size=4)

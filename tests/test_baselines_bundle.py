@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BUNDLES, detect, run_bundle, table
+from bundle_runs import BUNDLES, detect, figures_of, run_bundle, table
 
 from monai_anomaly.engines import load_detector
 
@@ -29,17 +28,18 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("overlay", BASELINES)
-def test_each_baseline_goes_from_scans_to_maps(overlay: str, tiny_cohort: Path, tmp_path: Path) -> None:
-    name, options = BASELINES[overlay]
+@pytest.mark.slow
+@pytest.mark.parametrize("override_config", BASELINES)
+def test_each_baseline_goes_from_scans_to_maps(override_config: str, tiny_cohort: Path, tmp_path: Path) -> None:
+    name, options = BASELINES[override_config]
     trained, found = tmp_path / "trained", tmp_path / "found"
-    run_bundle(["train", overlay], trained, tiny_cohort, BUNDLE, **{**SMALL, **options})
+    run_bundle(["train", override_config], trained, tiny_cohort, BUNDLE, **{**SMALL, **options})
     network = load_detector(trained / "models").network
     assert type(network).__name__ == name
     assert network.calibration.scores.numel() == 19
-    untrained = overlay in ("intensity", "zscore")
+    untrained = override_config in ("intensity", "zscore")
     assert (trained / "training" / "losses.csv").is_file() != untrained
-    if overlay == "zscore":
+    if override_config == "zscore":
         assert float(network.mean.max()) > 0.2
         assert float(network.std.max()) < 1.0
     detect(trained, found, tiny_cohort, "evaluate")
@@ -47,14 +47,15 @@ def test_each_baseline_goes_from_scans_to_maps(overlay: str, tiny_cohort: Path, 
     assert len(scores) == 5
     assert np.isfinite(scores).all()
     if untrained:  # the lesions are bright, and nothing has to be learnt to see them
-        assert json.loads((found / "metrics.json").read_text())["pixel"]["auroc"] > 0.9
+        assert figures_of(found).where(level="pixel", metric="auroc")[0].value > 0.9
 
 
-@pytest.mark.parametrize("overlay", ["zscore", "autoencoder_skip"])
-def test_volumes_go_whole(overlay: str, tiny_cohort: Path, tmp_path: Path) -> None:
-    name, options = BASELINES[overlay]
+@pytest.mark.slow
+@pytest.mark.parametrize("override_config", ["zscore", "autoencoder_skip"])
+def test_volumes_go_whole(override_config: str, tiny_cohort: Path, tmp_path: Path) -> None:
+    name, options = BASELINES[override_config]
     small = {**SMALL, "image_size": [16, 16, 16], "spacing": 4.0, **options}
-    run_bundle(["train", "volumes", overlay], tmp_path, tiny_cohort, BUNDLE, **small)
+    run_bundle(["train", "volumes", override_config], tmp_path, tiny_cohort, BUNDLE, **small)
     network = load_detector(tmp_path / "models").network
     assert (type(network).__name__, network.spatial_dims) == (name, 3)
     with torch.no_grad():

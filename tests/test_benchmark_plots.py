@@ -20,7 +20,7 @@ from monai_anomaly.exceptions import InputError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two methods on pictures with masks and on clips, watched over the epochs; leave it as it is."""
+    """Two methods on images with masks and on clips, watched over the epochs; leave it as it is."""
     folder = tmp_path_factory.mktemp("plots")
     sets = {"stripes": {"image_size": [SIDE, SIDE], "problems": ["masks", "clips"]}}
     suite = load_suite(tiny_suite(folder, sets=sets))
@@ -32,6 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count"),
     [("roc", 3), ("montage", 4), ("epochs", 2), ("losses", 2), ("runs", 1), ("maps", 4), ("area", 2)],
@@ -89,7 +90,7 @@ def test_what_cannot_be_drawn_says_why(run: Path, tmp_path: Path, capsys: pytest
     assert main(["benchmark", "plot", str(run), "--kind", "epochs", "--only-methods", "zscore"]) == 1
     assert "nothing was trained" in capsys.readouterr().err
     assert main(["benchmark", "plot", str(tmp_path), "--kind", "roc"]) == 1
-    assert "no finished unit" in capsys.readouterr().err
+    assert "no finished run" in capsys.readouterr().err
 
 
 def test_the_kinds_are_those_of_the_documentation() -> None:

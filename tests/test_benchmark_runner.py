@@ -23,11 +23,11 @@ from scipy.stats import mannwhitneyu
 import monai_anomaly.engines.stages as stages
 from monai_anomaly.__main__ import main
 from monai_anomaly.benchmarks import BenchmarkRun, load_methods, load_suite, read_results, suite_names
-from monai_anomaly.benchmarks.pictures import PictureDataset, PictureReader, limited, resized_mask, split_normals
+from monai_anomaly.benchmarks.images import ImageSetDataset, ImageSetReader, limited, resized_mask, split_normals
 from monai_anomaly.benchmarks.processes import claim, process_share
 from monai_anomaly.benchmarks.results import append_line
 from monai_anomaly.benchmarks.table import build_tables
-from monai_anomaly.data.published import PUBLISHED_SETS, Pictures
+from monai_anomaly.data.published import PUBLISHED_SETS, ImageSet
 from monai_anomaly.exceptions import InputError
 
 OPTIONS = {"autoencoder": {"max_epochs": 4, "network_def#channels": [4, 4]}, "zscore": {}}
@@ -97,6 +97,7 @@ def test_clips_are_scored_as_videos(tmp_path: Path) -> None:
     assert "19" in row["metrics"]["decision"]["undefined"]["false_positive_rate"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = load_suite(tiny_suite(tmp_path, scales={"smoke": {"resamples": 0, "calibration": 0.2, "save_interval": 1}}))
     benchmark(tmp_path, "whole", suite=suite).run()
@@ -217,6 +218,7 @@ def test_half_a_line_costs_one_line(tmp_path: Path) -> None:
         append_line(file, {"unit": "d", "n": float("nan")})
 
 
+@pytest.mark.slow
 def test_watching_the_test_changes_nothing(tmp_path: Path) -> None:
     for name, track in (("plain", False), ("tracked", True)):
         benchmark(tmp_path, name, methods=["autoencoder"], track_auroc=track).run()
@@ -255,6 +257,7 @@ def test_a_wrong_command_says_so_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_suite_is_made_of_options_that_exist() -> None:
     from monai_anomaly.benchmarks.suites import SCALES
     from monai_anomaly.benchmarks.training import merged_config
@@ -299,7 +302,7 @@ def test_a_peer_without_its_library_says_what_to_install(
 
 
 def picture_folders(root: Path, pictures: int = 32) -> Path:
-    """A set in folders, four pictures a patient, eight pictures on the test side."""
+    """A set in folders, four images a patient, eight images on the test side."""
     images, _ = stripes(pictures, 0, False)
     for i, image in enumerate(images):
         side = 0 if i < pictures - 8 else 1 + i % 2
@@ -323,7 +326,7 @@ def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> 
     assert "reader" not in unknown.configuration
     assert not runs["known"].run().failures
     (row,) = read_results([tmp_path / "known"])
-    # of six training patients with four pictures each
+    # of six training patients with four images each
     assert (row["pictures"]["held_out"], row["pictures"]["calibration"]) == (4, 8)
     assert row["facts"]["patients"] == "known"
 
@@ -366,6 +369,7 @@ def test_a_share_that_would_drop_units_is_refused(
         process_share()
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_rank_waits_for_the_others(tmp_path: Path) -> None:
     """The one that is done first must not end, or torchrun would end the others: it sees what the other wrote last."""
     code = (
@@ -403,7 +407,7 @@ def test_other_pictures_are_other_units(tmp_path: Path) -> None:
     assert len(run.run().done) == 1
     (table,) = build_tables(read_results([tmp_path / "out"]))
     assert table.rows[0].cells["all"].seeds == 1
-    assert table.notes == ("Left out, earlier runs with other settings or pictures: 1 of z-score.",)
+    assert table.notes == ("Left out, earlier runs with other settings or images: 1 of z-score.",)
 
 
 def test_a_part_of_a_published_set_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +415,7 @@ def test_a_part_of_a_published_set_is_flagged(tmp_path: Path, monkeypatch: pytes
         raise InputError(self.root / "bottle", "is missing", "Fetch it.")
 
     for name, check, note in (
-        ("part", lambda self: [f"{self.root / 'train'}: 12 of 24 pictures"], "train: 12 of 24 pictures"),
+        ("part", lambda self: [f"{self.root / 'train'}: 12 of 24 images"], "train: 12 of 24 images"),
         ("broken", other_problem, "bottle: is missing. Fetch it."),
     ):
         monkeypatch.setattr(Stripes, "check", check)
@@ -460,8 +464,8 @@ def test_the_papers_scale_is_the_bundles_own_schedule() -> None:
     assert not [key for key, method in load_methods().items() if method.scales.get("paper")]
 
 
-def pictures(count: int, groups: int) -> Pictures:
-    return Pictures(
+def pictures(count: int, groups: int) -> ImageSet:
+    return ImageSet(
         [str(i) for i in range(count)],
         np.zeros(count, dtype=int),
         lambda i: np.full((4, 4), i, np.uint8),
@@ -486,7 +490,7 @@ def test_too_few_groups_are_refused() -> None:
 
 def test_a_limit_keeps_both_classes_and_the_order() -> None:
     labels = np.array([0] * 90 + [1] * 10)
-    side = Pictures([f"{i:03d}" for i in range(100)], labels, lambda i: np.zeros((2, 2), np.uint8))
+    side = ImageSet([f"{i:03d}" for i in range(100)], labels, lambda i: np.zeros((2, 2), np.uint8))
     part = limited(side, 20)
     assert (part.labels == 0).sum() == 18
     assert (part.labels == 1).sum() == 2
@@ -496,17 +500,17 @@ def test_a_limit_keeps_both_classes_and_the_order() -> None:
 
 
 def test_pictures_are_read_as_the_network_takes_them() -> None:
-    gray = PictureReader((2, 2), 1, "unit", 255.0)
+    gray = ImageSetReader((2, 2), 1, "unit", 255.0)
     colour = np.zeros((2, 2, 3), np.uint8)
     colour[..., 1] = 255
     torch.testing.assert_close(gray(colour), torch.full((1, 2, 2), 0.587))
-    torch.testing.assert_close(PictureReader((2, 2), 3, "unit", 255.0)(colour)[1], torch.ones(2, 2))
-    assert PictureReader((2, 2), 3, "unit", 255.0)(colour[..., 0]).shape == (3, 2, 2)
+    torch.testing.assert_close(ImageSetReader((2, 2), 3, "unit", 255.0)(colour)[1], torch.ones(2, 2))
+    assert ImageSetReader((2, 2), 3, "unit", 255.0)(colour[..., 0]).shape == (3, 2, 2)
     # 16 bits: the brightest training normal is 1, and what is brighter too
-    deep = Pictures(["a"], np.array([0]), lambda i: np.array([[0, 400]], np.uint16))
-    reader = PictureReader((1, 2), 1, "unit").fit(deep)
+    deep = ImageSet(["a"], np.array([0]), lambda i: np.array([[0, 400]], np.uint16))
+    reader = ImageSetReader((1, 2), 1, "unit").fit(deep)
     torch.testing.assert_close(reader(np.array([[100, 800]], np.uint16)), torch.tensor([[[0.25, 1.0]]]))
-    foreground = PictureReader((8, 8), 1, "foreground")(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    foreground = ImageSetReader((8, 8), 1, "foreground")(np.arange(64, dtype=np.uint8).reshape(8, 8))
     assert foreground.min() == 0
     assert foreground.max() <= 1
     np.testing.assert_array_equal(resized_mask(np.eye(2, dtype=bool), (4, 4)), np.kron(np.eye(2), np.ones((2, 2))) > 0)
@@ -514,7 +518,7 @@ def test_pictures_are_read_as_the_network_takes_them() -> None:
 
 def test_a_donor_is_of_another_group() -> None:
     images = torch.arange(12.0).reshape(12, 1, 1, 1)
-    dataset = PictureDataset(images, [str(i % 3) for i in range(12)], donors="other")
+    dataset = ImageSetDataset(images, [str(i % 3) for i in range(12)], donors="other")
     dataset.set_random_state(1)
     drawn = [[int(item["donor"]) for item in dataset.__getitems__(list(range(12)))] for _ in range(3)]
     assert all(donor % 3 != i % 3 for row in drawn for i, donor in enumerate(row))

@@ -1,4 +1,4 @@
-"""What `benchmark speed` measures: its structure and its arithmetic, never the seconds of this machine."""
+"""What `examples/speed` measures: its structure and its arithmetic, never the seconds of this machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 from monai.data import get_track_meta
 from monai.transforms import Compose, RandFlipd
 
-from monai_anomaly.__main__ import main
-from monai_anomaly.benchmarks import load_methods, speed, speed_cli, speed_cohort, speed_growth
-from monai_anomaly.benchmarks.pictures import PictureDataset
-from monai_anomaly.benchmarks.speed_tables import render_speed
+import measure_speed
+import speed
+import speed_cohort
+import speed_growth
+import speed_tables
+from measure_speed import main
+from monai_anomaly.benchmarks import load_methods
+from monai_anomaly.benchmarks.images import ImageSetDataset
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import SliceDataset
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.transforms import SuperpixelImage
+from speed_tables import render_speed
 
 TINY = ["--size", "64", "--batches", "1", "--repeats", "1"]
 
@@ -37,7 +42,7 @@ def _threads_as_they_were() -> Iterator[None]:
 
 
 def measure(folder: Path, *arguments: str) -> dict[str, Any]:
-    assert main(["benchmark", "speed", "--out", str(folder), *TINY, *arguments]) == 0
+    assert main(["--out", str(folder), *TINY, *arguments]) == 0
     return json.loads((folder / "speed.json").read_text())["sections"]
 
 
@@ -57,7 +62,7 @@ def test_targets_are_those_of_device_and_batch() -> None:
     }
     seconds |= {"itae": [4.2, 8.4, 12.6], "proxyano": [2.8, 5.6, 8.4]}
     rows = {(row["contender"], row["reference"]): row for row in speed.speed_targets(seconds, "cpu", 8)}
-    # the peers and DAAD were not measured
+    # the external baselines and DAAD were not measured
     assert set(rows) == {
         ("hfrae", "encoder"),
         ("itae", "itae_one_pass"),
@@ -99,13 +104,13 @@ def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.Capture
         (["--device", "toaster"], "toaster"),
         (["--show"], "speed.json"),
     ):
-        assert main(["benchmark", "speed", "--out", str(tmp_path), *arguments]) == 1
+        assert main(["--out", str(tmp_path), *arguments]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert word in error
     assert not list(tmp_path.iterdir())
     (tmp_path / "speed.json").write_text("{}")
-    assert main(["benchmark", "speed", "--out", str(tmp_path), "--what", "memory"]) == 1
+    assert main(["--out", str(tmp_path), "--what", "memory"]) == 1
     assert "is no result" in capsys.readouterr().err
 
 
@@ -116,6 +121,7 @@ def test_peers_without_anomalib(monkeypatch: pytest.MonkeyPatch) -> None:
         speed.contenders(["stfpm"])
 
 
+@pytest.mark.slow
 def test_sections_are_kept_until_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = measure(tmp_path, "--what", "inference", "--methods", "encoder", "hfrae", "--note", "a test")
     (target,) = first["inference"]["targets"]
@@ -135,12 +141,13 @@ def test_sections_are_kept_until_measured_again(tmp_path: Path, capsys: pytest.C
     assert [row["method"] for row in second["training"]["rows"]] == ["autoencoder"]
     assert "random weights" in second["training"]["reasons"]["hfrae, batch 1"]
     assert "inference" not in capsys.readouterr().out.replace("inference_", "")
-    assert main(["benchmark", "speed", "--out", str(tmp_path), "--show"]) == 0
+    assert main(["--out", str(tmp_path), "--show"]) == 0
     shown = capsys.readouterr().out
     assert "### inference" in shown
     assert "### training" in shown
 
 
+@pytest.mark.slow
 def test_a_network_without_its_memories_is_the_rest_of_it() -> None:
     chosen = speed.contenders(["daad", "daad_without_memory"])
     networks = {name: speed.network_of(entry, 128) for name, entry in chosen.items()}
@@ -182,6 +189,7 @@ def _arrays(megabytes: int) -> speed.Call:
     return lambda: held.append(np.ones(megabytes * 1_000_000, dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_call() -> None:
     cost = speed.cost_apart(_arrays, 200, repeats=1)
     assert 190e6 < cost["peak_bytes"] < 250e6
@@ -291,6 +299,7 @@ def test_parts_are_timed_without_what_they_call() -> None:
     assert dict(Work.__dict__) == before
 
 
+@pytest.mark.slow
 def test_a_cohorts_time_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     sections = measure(tmp_path, "--what", "breakdown", "volume", "--methods", "hfrae", "--scans", "1", "--slices", "2")
     (row,) = sections["breakdown"]["rows"]
@@ -314,7 +323,7 @@ def test_an_epochs_share_is_what_the_step_leaves() -> None:
 def test_pictures_are_transformed_without_metadata_to_the_same_values() -> None:
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     flips = Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=axis) for axis in (0, 1)])
-    dataset = PictureDataset(images, list("abcdef"), transform=flips)
+    dataset = ImageSetDataset(images, list("abcdef"), transform=flips)
     dataset.set_random_state(3)
     assert get_track_meta()
     drawn = [dataset[index]["image"] for index in range(6)]
@@ -335,6 +344,7 @@ def test_the_loop_makes_the_proxies_of_the_dataset(tmp_path: Path) -> None:
         np.testing.assert_allclose(speed_cohort._superpixels(image[0], proxy), made[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_proxies_and_processes_take_turns() -> None:
     found = speed_cohort.proxy_speed(scans=2, slices=1, size=64, rounds=2)
     assert found["ratio"] == pytest.approx(
@@ -349,6 +359,4 @@ def test_proxies_and_processes_take_turns() -> None:
 
 
 def test_every_section_can_be_measured_and_printed() -> None:
-    from monai_anomaly.benchmarks import speed_tables
-
-    assert set(speed_cli.SECTIONS) == set(speed_cli._MEASURES) == set(speed_tables._SECTIONS)
+    assert set(measure_speed.SECTIONS) == set(measure_speed._MEASURES) == set(speed_tables._SECTIONS)

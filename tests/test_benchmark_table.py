@@ -31,7 +31,7 @@ FIGURES = [
 
 
 def result(problem: str, seed: int, auroc: float | None, method: str = "m", **changes: Any) -> dict[str, Any]:
-    image = {"auroc": auroc, "undefined": {} if auroc is not None else {"auroc": "no abnormal picture"}}
+    image = {"auroc": auroc, "undefined": {} if auroc is not None else {"auroc": "no abnormal image"}}
     return {
         "unit": f"{method}{problem}{seed}",
         "suite": "u",
@@ -75,12 +75,12 @@ def test_what_is_missing_says_why() -> None:
     rows = [result("10", 0, 0.95), result("2", 0, None), result("10", 0, 0.5, "n")]
     (table,) = build_tables(rows, FIGURES)
     m, n = table.rows
-    assert m.cells["2"].reason == "no abnormal picture"
+    assert m.cells["2"].reason == "no abnormal image"
     assert n.cells["2"].reason == "not run"
     assert m.cells["mean"].mean is None
     text = render([table])
     assert "nan" not in text.lower().replace("ahead", "")
-    assert "No figure of m & co 2: no abnormal picture." in text
+    assert "No figure of m & co 2: no abnormal image." in text
 
 
 def test_markdown_names_scale_flags_and_rule() -> None:
@@ -136,7 +136,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["benchmark", "table", str(file), "--format", "csv", "--suite", "u"]) == 0
     assert capsys.readouterr().out.startswith("suite,scale,set")
     assert main(["benchmark", "table", str(file), "--suite", "other"]) == 1
-    assert "no finished unit" in capsys.readouterr().err
+    assert "no finished run" in capsys.readouterr().err
     assert main(["benchmark", "table", str(tmp_path / "none")]) == 1
     with pytest.raises(InputError):
         build_tables([])

@@ -18,6 +18,7 @@ from bundle_runs import (
     SMALL,
     command,
     detect,
+    figures_of,
     head,
     refusal,
     run_bundle,
@@ -69,6 +70,7 @@ def test_training_writes_a_detector_and_its_curves(trained: Path) -> None:
     assert len(description["training"]["calibration_scans"]) == 19
 
 
+@pytest.mark.slow
 def test_results_lie_on_the_scans_own_grid(evaluated: Path, tiny_cohort: Path) -> None:
     for item in load_cohort(tiny_cohort).test:
         folder = evaluated / item["case"]
@@ -111,13 +113,13 @@ def test_predictions_and_metrics_are_those_of_the_written_files(evaluated: Path,
         maps.append(voxels(evaluated / item["case"] / "anomaly_map.nii.gz").ravel())
         masks.append(np.zeros_like(maps[-1]) if item["mask"] is None else voxels(item["mask"]).ravel())
     pixels, truth = np.concatenate(maps), np.concatenate(masks)
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["image"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert metrics["image"]["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    assert metrics["pixel"]["auroc"] == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
-    assert metrics["pixel"]["ap"] == pytest.approx(average_precision_score(truth, pixels), abs=1e-12)
+    found = {(row.level, row.metric): row.value for row in figures_of(evaluated).where(detector="ProxyAno", group="")}
+    assert found["image", "auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found["image", "ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert found["pixel", "auroc"] == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
+    assert found["pixel", "ap"] == pytest.approx(average_precision_score(truth, pixels), abs=1e-12)
     tried = [2 * (truth * (pixels >= t)).sum() / (truth.sum() + (pixels >= t).sum()) for t in pixels[truth == 1]]
-    assert metrics["pixel"]["best_dice"] == pytest.approx(max(tried), abs=1e-12)
+    assert found["pixel", "best_dice"] == pytest.approx(max(tried), abs=1e-12)
 
 
 def test_a_score_does_not_depend_on_the_other_scans(evaluated: Path, trained: Path, tmp_path: Path) -> None:
@@ -130,6 +132,7 @@ def test_a_score_does_not_depend_on_the_other_scans(evaluated: Path, trained: Pa
     np.testing.assert_array_equal(voxels(one / "anomaly_map.nii.gz"), voxels(other / "anomaly_map.nii.gz"))
 
 
+@pytest.mark.slow
 def test_training_twice_and_with_other_test_labels_gives_the_same_detector(
     trained: Path, tiny_cohort: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +144,7 @@ def test_training_twice_and_with_other_test_labels_gives_the_same_detector(
     assert same(state(train_small(tmp_path / "other", tmp_path / "cohort.json")), state(trained))
 
 
+@pytest.mark.slow
 def test_a_rate_needs_its_calibration_patients(
     tiny_cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,10 +167,10 @@ def test_a_rate_needs_its_calibration_patients(
     assert {(row["flagged"], row["threshold"], row["alpha"]) for row in rows} == {("", "", "")}
     assert {row["no_mask"] for row in rows} == {"alpha is None: none are asked for"}
     assert all(0 < float(row["p_value"]) <= 1 for row in rows)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["image"]["auroc"] is not None
-    assert metrics["decisions"]["scan"] is None
-    assert metrics["evaluation"]["calibration"]["alpha"] is None
+    figures = figures_of(tmp_path)
+    assert figures.value("ProxyAno", "image", "auroc") is not None
+    assert figures.find("ProxyAno", "image", "accuracy") is None
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["calibration"]["alpha"] is None
     page = (tmp_path / "report.html").read_text()
     assert "none was asked for" in page
     assert "not calibrated" not in page
@@ -176,6 +180,7 @@ def test_a_rate_needs_its_calibration_patients(
     assert {row["no_mask"] for row in table(tmp_path / "predictions.csv")} == {""}
 
 
+@pytest.mark.slow
 def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "scan.nii.gz", 8, tmp_path / "mask.nii.gz")
     options = {"mask_rule": "voxel", "least_lesion_mm3": 20, "inside_foreground": True, "alpha": 0.02}
@@ -200,6 +205,7 @@ def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
     assert header == f"map > {threshold}: 0.02 of normal tissue voxels (n=19); >=20mm3; in fg"
 
 
+@pytest.mark.slow
 def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> None:
     for seed in (7, 9):
         detect(trained, tmp_path / "out", write_nifti(tmp_path / "scan.nii.gz", seed))
@@ -212,6 +218,7 @@ def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> No
         np.testing.assert_array_equal(result, voxels(fresh / "scan" / f"{name}.nii.gz"))
 
 
+@pytest.mark.slow
 def test_pictures_give_tiff_and_png(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -229,6 +236,7 @@ def test_pictures_give_tiff_and_png(trained: Path, tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_overlays_need_not_be_named_again_for_inference(tiny_cohort: Path, tmp_path: Path) -> None:
     # brain_mri: at 1 mm the heads have 48 x 56 pixels
     train_small(tmp_path, tiny_cohort, "brain_mri", "image_to_image", image_size=[64, 64])
@@ -242,6 +250,7 @@ def test_overlays_need_not_be_named_again_for_inference(tiny_cohort: Path, tmp_p
     assert voxels(tmp_path / "t1" / "anomaly_map.nii.gz").shape == nib.load(scan).shape
 
 
+@pytest.mark.slow
 def test_colour_pictures_in_tiles(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for i in range(4):
@@ -258,6 +267,7 @@ def test_colour_pictures_in_tiles(tmp_path: Path) -> None:
         assert restored.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_quickstart_runs_train_and_evaluate_and_tells_where_to_look(
     tiny_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +281,7 @@ def test_quickstart_runs_train_and_evaluate_and_tells_where_to_look(
     assert all(Path(line.split("  ")[1]).exists() for line in told.splitlines() if line.startswith("  "))
 
 
+@pytest.mark.slow
 def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     done = command(
         *("-m", "monai.bundle", "run", "--config_file", CONFIGS / "inference.yaml", "--bundle_root", BUNDLE),

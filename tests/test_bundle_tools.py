@@ -17,6 +17,7 @@ from monai_anomaly.engines import load_detector
 pytest_plugins = ["bundle_fixtures"]
 
 
+@pytest.mark.slow
 def test_handlers_come_by_an_override_file(tiny_cohort: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     handler = {
@@ -41,6 +42,7 @@ def test_tracking_by_mlflow(tiny_cohort: Path, tmp_path: Path) -> None:
     assert (tmp_path / "models" / "model.pt").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_detector(tiny_cohort: Path, tmp_path: Path) -> None:
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     done = command(
@@ -59,6 +61,7 @@ def test_two_processes_train_one_detector(tiny_cohort: Path, tmp_path: Path) -> 
     assert all(torch.isfinite(value).all() for value in files.network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_misspelt_override_is_refused_before_anything_is_made(tiny_cohort: Path, tmp_path: Path) -> None:
     done = command(
         *("-m", "monai.bundle", "run", "--config_file", CONFIGS / "train.yaml", "--bundle_root", BUNDLE),
@@ -96,6 +99,7 @@ def test_a_wrong_bundle_root_is_refused(tiny_cohort: Path, tmp_path: Path) -> No
     assert line == f"bundle_root {tmp_path}: not a bundle: it has no configs/metadata.json. Pass --bundle_root FOLDER."
 
 
+@pytest.mark.slow
 def test_none_is_given_as_an_expression(tiny_cohort: Path, tmp_path: Path) -> None:
     files = str([str(CONFIGS / f"{name}.yaml") for name in ("train", "image_to_image")])
 

@@ -172,6 +172,7 @@ def test_rates_that_patients_cannot_carry_are_refused(alpha: float) -> None:
         check_rate(alpha, needed - 1)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(patients=st.integers(1, 100_000))
 def test_the_rate_that_a_refusal_names_is_one_for_these_patients(patients: int) -> None:
@@ -183,6 +184,7 @@ def test_the_rate_that_a_refusal_names_is_one_for_these_patients(patients: int) 
     assert float(named[1]) <= 1.02 / (patients + 1)
 
 
+@pytest.mark.slow
 def test_items_of_one_patient_do_not_count_as_patients() -> None:
     # scans of a patient are alike, and patients have between 1 and 30
     random = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""The bench of error rates: what it reads, refuses and finds."""
+"""The bench of error rates: what it reads, rejects and finds."""
 
 from __future__ import annotations
 

@@ -83,6 +83,7 @@ def test_importing_the_package_brings_nothing_heavy(tmp_path: Path) -> None:
     assert command("-c", program, folder=tmp_path).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_engines_import_without_what_they_use_late(tmp_path: Path) -> None:
     done = command("-c", BLOCKER, folder=tmp_path)
     assert done.stdout == "imported\n", done.stderr

@@ -66,6 +66,7 @@ def items(cohort: Cohort) -> list[dict[str, Any]]:
 ITEMS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 10**6)), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(drawn=ITEMS, fraction=st.floats(0, 0.99), seed=st.integers(0, 2**31), data=st.data())
 def test_split_is_by_patient_disjoint_complete_and_free_of_order(
@@ -175,6 +176,7 @@ def test_dicom_folders(real_data: Path) -> None:
     assert content_hash(str(folder)) == hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["brain_lgg_flair", "mvtec_leather_mini", "fundus_idrid_drive", "mvtec_screw"])
 def test_real_layouts(real_data: Path, name: str) -> None:
     cohort = load_cohort(real_data / name)
@@ -187,6 +189,7 @@ def test_real_layouts(real_data: Path, name: str) -> None:
     assert not mask.all()
 
 
+@pytest.mark.slow
 def test_real_patients(real_data: Path) -> None:
     cohort = load_cohort(real_data / "brain_lgg_flair", patient_regex=r"(TCGA_\w+)_\d+\.png")
     groups = [{item["patient"] for item in getattr(cohort, side)} for side in SIDES]

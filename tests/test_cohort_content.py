@@ -1,4 +1,4 @@
-"""The same image on two sides is refused, however it is packed; cases are named by what tells them apart."""
+"""The same image on two sides is rejected, however it is packed; cases are named by what tells them apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Global contrast normalisation: the tensor function and the module in the detectors."""
+"""Global contrast normalisation: the tensor function, the module in the detectors, the MONAI transforms."""
 
 from __future__ import annotations
 

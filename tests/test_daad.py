@@ -356,6 +356,7 @@ def test_a_range_needs_held_out_images() -> None:
     assert alone.minimum.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_torchscript_is_the_eager_network(tmp_path: Path) -> None:
     for name in ("DAAD+", "MemAE", "map with features", "norm, sharp memory", "volume"):
         kwargs, shape = VARIANTS[name]
@@ -373,6 +374,7 @@ def test_torchscript_is_the_eager_network(tmp_path: Path) -> None:
             scripted(torch.zeros(1, shape[1], *[2 * side for side in shape[2:]]))
 
 
+@pytest.mark.slow
 def test_onnx_is_the_eager_network(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     kwargs, shape = VARIANTS["map with features"]
@@ -565,6 +567,7 @@ def fresh(**kwargs: Any) -> DAAD:
     return DAAD(**{**SMALL, **kwargs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discriminator", [True, False])
 def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
     stage = trainer(fresh(discriminator=discriminator), 20)
@@ -574,6 +577,7 @@ def test_training_lowers_the_loss(discriminator: bool, tmp_path: Path) -> None:
     assert history[-1]["stage"] == "divide and assemble"
 
 
+@pytest.mark.slow
 def test_an_abnormal_image_scores_higher(tmp_path: Path) -> None:
     detector = fresh()
     train_stages([trainer(detector, 20)], detector, tmp_path, progress=False)
@@ -589,6 +593,7 @@ def test_an_abnormal_image_scores_higher(tmp_path: Path) -> None:
     assert (inside > 2 * other.anomaly_map[..., 22:].mean(dim=(1, 2, 3))).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = fresh()
     expected = train_stages([trainer(whole, 4)], whole, tmp_path / "whole", progress=False)
@@ -675,16 +680,16 @@ def test_unfit_trainings_are_refused() -> None:
 # The bundle
 
 
-def configured(*overlays: str, **overrides: Any) -> ConfigParser:
+def configured(*override_configs: str, **overrides: Any) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in ("train", *overlays)])
+    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in ("train", *override_configs)])
     for key, value in overrides.items():
         parser[key] = value
     return parser
 
 
 @pytest.mark.parametrize(
-    ("overlays", "banks", "widths"),
+    ("override_configs", "banks", "widths"),
     [
         ((), [500 * n for n in (16384, 8192, 4096, 2048)], 768),
         (("daad",), [500 * n for n in (16384, 8192, 4096, 2048)], 768),
@@ -694,20 +699,20 @@ def configured(*overlays: str, **overrides: Any) -> ConfigParser:
         (("video",), [2000 * n for n in (4096, 2048, 1024, 512)], 768),
     ],
 )
-def test_overlays_make_the_rows_of_table_3(overlays: tuple[str, ...], banks: list[int], widths: int) -> None:
-    parser = configured(*overlays)
+def test_overlays_make_the_rows_of_table_3(override_configs: tuple[str, ...], banks: list[int], widths: int) -> None:
+    parser = configured(*override_configs)
     with torch.device("meta"):
         network = parser.get_parsed_content("network_def")
     memories = [m for m in network.generator.memories if isinstance(m, BlockMemory)]
     assert [m.items.numel() for m in memories] == banks
     assert network.generator.decoder[1][0][0].conv.in_channels == widths  # dec3-1
-    plus = "daad" not in overlays
+    plus = "daad" not in override_configs
     assert (network.discriminator is not None) == network.needs_held_out == plus
     loss = parser.get_parsed_content("train#loss_function")
     assert (loss.lambda_rec, loss.lambda_adv, loss.lambda_ali) == (50.0, 0.5 * plus, 0.5 * plus)
     assert parser.get_parsed_content("learning_rate") == (2e-4 if plus else 1e-4)
     assert (parser["train#discriminator_optimizer"] is None) == (not plus)
-    expected = (60, 4) if "video" in overlays else (1000, 8)
+    expected = (60, 4) if "video" in override_configs else (1000, 8)
     assert (parser["max_epochs"], parser["batch_size"]) == expected
 
 

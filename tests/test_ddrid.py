@@ -429,6 +429,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run().go(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_both_stages_learn(trained: Run) -> None:
     for stage in ("pretraining", "finetuning"):
         rows = [row for row in trained.history if row["stage"] == stage]
@@ -438,6 +439,7 @@ def test_both_stages_learn(trained: Run) -> None:
     assert trained.stages[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_a_killed_run_goes_on_to_the_same_weights(stage: str, trained: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -535,6 +537,7 @@ def test_configuration_and_state_are_the_whole_detector(name: str, tmp_path: Pat
     assert list(config["arguments"]) == list(inspect.signature(DDRID.__init__).parameters)[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
     detector = small(**VARIANTS[name]).eval()
@@ -546,6 +549,7 @@ def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(scripted(image), detector(image), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MNIST's size", "residual"])
 def test_onnx_is_the_eager_network(name: str, tmp_path: Path) -> None:
     detector = small(**VARIANTS[name]).eval()

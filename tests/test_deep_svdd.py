@@ -294,6 +294,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run().go(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_both_stages_learn(trained: Run, tmp_path: Path) -> None:
     one_class = Run(DeepSVDD(**SMALL)).go(tmp_path)
     for run, stage in ((trained, "autoencoder"), (one_class, "autoencoder"), (one_class, "hypersphere")):
@@ -304,6 +305,7 @@ def test_both_stages_learn(trained: Run, tmp_path: Path) -> None:
     assert trained.stages[1].optimizers["optimizer"].param_groups[0]["lr"] == pytest.approx(0.0002)
 
 
+@pytest.mark.slow
 def test_the_radius_is_searched_after_the_warm_up_at_its_interval(tmp_path: Path) -> None:
     watch = Watch()
     run = Run(handlers=[watch]).go(tmp_path)
@@ -314,6 +316,7 @@ def test_the_radius_is_searched_after_the_warm_up_at_its_interval(tmp_path: Path
     assert changes == [3, 5, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "hypersphere"])
 def test_a_killed_run_goes_on_to_the_same_weights(stage: str, trained: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -390,6 +393,7 @@ def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(scripted(image), detector(image), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DCAE, MNIST's size", "one-class, larger"])
 def test_onnx_is_the_eager_network(name: str, tmp_path: Path) -> None:
     detector = small(name)

@@ -48,6 +48,7 @@ def abnormal(datalist: dict[str, Any]) -> list[dict[str, Any]]:
     return [item for item in datalist["test"] if item["label"] == 1]
 
 
+@pytest.mark.slow
 def test_datalist(cohort: tuple[Path, dict[str, Any]]) -> None:
     from monai.data import load_decathlon_datalist
 
@@ -71,6 +72,7 @@ def test_datalist(cohort: tuple[Path, dict[str, Any]]) -> None:
     assert all(Path(item["image"]).exists() for item in loaded)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_whatever_the_workers(cohort: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, datalist = cohort
     # A smaller cohort, made by two processes, is a part of the larger one.
@@ -82,6 +84,7 @@ def test_same_seed_same_bytes_whatever_the_workers(cohort: tuple[Path, dict[str,
     assert other["training"] == datalist["training"]
 
 
+@pytest.mark.slow
 def test_other_seed_other_voxels(cohort: tuple[Path, dict[str, Any]]) -> None:
     folder, datalist = cohort
     first = read(folder / datalist["training"][0]["image"])[0]
@@ -126,6 +129,7 @@ def test_geometry_and_masks(cohort: tuple[Path, dict[str, Any]]) -> None:
     assert len({tuple(a.ravel().round(4)) for a in affines}) == len(affines)
 
 
+@pytest.mark.slow
 def test_series_hold_the_scan(cohort: tuple[Path, dict[str, Any]]) -> None:
     import pydicom
 

@@ -77,6 +77,7 @@ def test_the_map_is_the_filtered_error_in_the_unit_of_the_expected_one(name: str
     assert torch.equal(output.restoration[~inside], image[~inside])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_torchscript_and_configuration_give_the_same_map(name: str) -> None:
     detector, image = made(name)
@@ -90,6 +91,7 @@ def test_torchscript_and_configuration_give_the_same_map(name: str) -> None:
             torch.testing.assert_close(scripted(image), eager, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["divided, mirrored", "volume"])
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_gives_the_same_map(name: str, tmp_path: Path) -> None:
@@ -198,6 +200,7 @@ def network(**options: Any) -> DenoisingAutoencoder:
     return DenoisingAutoencoder(**{"channels": (8, 16), **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expected_error", [True, False])
 def test_training_lowers_the_loss_and_finds_lesions(expected_error: bool, tmp_path: Path) -> None:
     detector = network(expected_error=expected_error, exponent=0.5 if expected_error else 0.0)
@@ -207,6 +210,7 @@ def test_training_lowers_the_loss_and_finds_lesions(expected_error: bool, tmp_pa
     assert lesions().score(detector) > max(before, 5 * lesions().lesion_share)
 
 
+@pytest.mark.slow
 def test_the_expected_error_is_larger_where_the_network_errs(tmp_path: Path) -> None:
     detector = network()
     trainer = trainer_of(detector, 40)
@@ -220,6 +224,7 @@ def test_the_expected_error_is_larger_where_the_network_errs(tmp_path: Path) -> 
     assert 0.5 < float(expected[inside].mean() / error[inside].mean()) < 2
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_weights(tmp_path: Path) -> None:
     choices = [{"std": 0.1}, {"std": 0.3}]
     states = []
@@ -233,6 +238,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(value, states[1][0][key]) for key, value in states[0][0].items())
 
 
+@pytest.mark.slow
 def test_the_noise_that_finds_lesions_best_is_taken_and_told(tmp_path: Path) -> None:
     detector = network()
     # noise that hides the image teaches little
@@ -248,6 +254,7 @@ def test_the_noise_that_finds_lesions_best_is_taken_and_told(tmp_path: Path) -> 
     assert json.loads(json.dumps(told)) == told
 
 
+@pytest.mark.slow
 def test_trials_of_the_noise_are_the_same_each_time() -> None:
     def told() -> list[dict[str, Any]]:
         detector = network()
@@ -268,6 +275,7 @@ def test_choosing_by_lesions_needs_validation_scans() -> None:
         SyntheticLesionSelection(None)
 
 
+@pytest.mark.slow
 def test_the_map_that_finds_lesions_best_is_taken(tmp_path: Path) -> None:
     detector = network(exponent=0.0)
     train_stages([trainer_of(detector, 20)], detector, tmp_path, seed=3, progress=False)

@@ -1,4 +1,4 @@
-"""The two files of a detector: what is written comes back, and what does not fit is refused by name."""
+"""The two files of a detector: what is written comes back, and what does not fit is rejected by name."""
 
 from __future__ import annotations
 

@@ -54,6 +54,7 @@ def test_facts_of_a_scan() -> None:
     )
 
 
+@pytest.mark.slow
 def test_patients_of_the_same_kind_are_rarely_taken_for_others() -> None:
     warnings = sum(drift_report(*known(), *patients(25, seed))["drift"] for seed in range(1, 101))
     assert warnings <= 5  # level 0.01

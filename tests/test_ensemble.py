@@ -1,4 +1,4 @@
-"""Ensembles: p-values against their definition, a calibration that holds, files that come back, misfits refused."""
+"""Ensembles: p-values against their definition, a calibration that holds, files that come back, misfits rejected."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import table
+from bundle_runs import cohort_evaluator, table
 
 from monai_anomaly.calibration import ScanTail
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import (
-    CohortEvaluator,
     StackInferer,
     calibrate,
     load_detector,
@@ -80,6 +79,7 @@ def test_score_and_map_are_those_of_the_members_p_values(combine: str) -> None:
     torch.testing.assert_close(both, outputs[2].restoration)
 
 
+@pytest.mark.slow
 def test_calibration_and_files(tmp_path: Path) -> None:
     data = write(tmp_path, 20)
     ensemble = Ensemble.of(members())
@@ -97,15 +97,8 @@ def test_calibration_and_files(tmp_path: Path) -> None:
     state = again.network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in ensemble.state_dict().items())
     # a whole run, slices without tissue included
-    evaluator = CohortEvaluator(
-        again.network,
-        again.preprocessing,
-        scan_loader(write(tmp_path, 2, seed=1), again.preprocessing),
-        tmp_path / "out",
-        overview_slices=0,
-        calibrated_map="logp",
-        progress=False,
-    )
+    loader = scan_loader(write(tmp_path, 2, seed=1), again.preprocessing)
+    evaluator = cohort_evaluator(again.network, again.preprocessing, loader, tmp_path / "out", calibrated_map="logp")
     evaluator.run()
     evaluator.finish()
     assert all(0 < float(row["p_value"]) <= 1 for row in table(tmp_path / "out" / "predictions.csv"))
@@ -165,6 +158,7 @@ def test_error_rate_of_the_scheme(correlation: float) -> None:
     assert naive > flagged
 
 
+@pytest.mark.slow
 def test_family_wise_rate_of_ensemble_maps(tmp_path: Path) -> None:
     flagged = tested = 0
     for seed in range(8):

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import table
+from bundle_runs import figures_of, table
 
 from monai_anomaly.data import Cohort
 from monai_anomaly.engines import DetectorTraining, TrainingData, fit_baselines, load_baselines, load_detector
@@ -48,6 +48,10 @@ def train(
     return data
 
 
+def baselines(models: Path) -> dict[str, AnomalyDetector]:
+    return load_baselines(models, load_detector(models))
+
+
 def images(data: TrainingData) -> np.ndarray:
     return torch.cat(list(data.train_dataset.scans())).double().numpy()
 
@@ -56,7 +60,7 @@ def images(data: TrainingData) -> np.ndarray:
 @pytest.mark.parametrize("volume_score", ["standardised", "maximum"])
 def test_it_is_the_detector_that_a_training_of_its_own_gives(tmp_path: Path, dims: int, volume_score: str) -> None:
     data = train(IntensityThreshold(dims), tmp_path / "one", volume_score=volume_score)
-    baseline = load_baselines(tmp_path / "one" / "models")["z-score"]
+    baseline = baselines(tmp_path / "one" / "models")["z-score"]
     assert isinstance(baseline, ZScore)
     assert not baseline.training
     np.testing.assert_allclose(baseline.mean.numpy(), images(data).mean(axis=0), rtol=1e-5, atol=1e-7)
@@ -69,7 +73,7 @@ def test_it_is_the_detector_that_a_training_of_its_own_gives(tmp_path: Path, dim
     assert all(torch.equal(baseline.state_dict()[key], other[key]) for key in other)
     # a z-score beside itself would be one row twice
     assert {path.name for path in (tmp_path / "two" / "models" / "baselines").iterdir()} == {"intensity"}
-    assert list(load_baselines(tmp_path / "two" / "models")) == ["intensity threshold"]
+    assert list(baselines(tmp_path / "two" / "models")) == ["intensity threshold"]
 
 
 def test_it_gives_the_same_again_and_leaves_the_detector_alone(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_it_gives_the_same_again_and_leaves_the_detector_alone(tmp_path: Path) -
 def test_one_training_picture_gives_none_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     models = tmp_path / "models"
     train(IntensityThreshold(), tmp_path)
-    assert set(load_baselines(models)) == {"intensity threshold", "z-score"}
+    assert list(baselines(models)) == ["z-score"]
     assert not [record for record in caplog.records if "z-score" in record.message]
     with caplog.at_level(logging.WARNING):
         train(IntensityThreshold(), tmp_path, scans=1, slices=1, first=50)
@@ -94,7 +98,7 @@ def test_one_training_picture_gives_none_and_says_why(tmp_path: Path, caplog: py
     assert line.endswith("a standard deviation needs two training images or more, got 1")
     assert "\n" not in line
     # nor is the one of the other normals, trained before into the same folder, left to be taken for this one's
-    assert list(load_baselines(models)) == ["intensity threshold"]
+    assert list(baselines(models)) == []
     assert load_detector(models).description["calibration_patients"] == 2
 
 
@@ -102,21 +106,22 @@ def test_folders_without_it_and_with_another_trainings(tmp_path: Path) -> None:
     train(IntensityThreshold(), tmp_path / "a")
     models = tmp_path / "a" / "models"
     shutil.copytree(models, tmp_path / "old", ignore=shutil.ignore_patterns("baselines"))
-    assert list(load_baselines(tmp_path / "old")) == ["intensity threshold"]
+    assert list(baselines(tmp_path / "old")) == []
     described = models / "detector.json"
     content = json.loads(described.read_text())
     content["preprocessing"]["spacing"] = 2.0
     described.write_text(json.dumps(content))
     with pytest.raises(InputError, match="zscore: is of scans that were prepared otherwise"):
-        load_baselines(models)
+        baselines(models)
 
 
+@pytest.mark.slow
 def test_it_stands_in_every_table_of_an_evaluation(evaluated: Path) -> None:
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert set(metrics["baselines"]) == {"intensity threshold", "z-score"}
-    found = metrics["baselines"]["z-score"]
-    for key in ("num_voxels", "num_regions", "prevalence"):
-        assert found["pixel"][key] == metrics["pixel"][key]
+    figures = figures_of(evaluated)
+    kinds = json.loads((evaluated / "metrics.json").read_text())["settings"]["detectors"]
+    assert {name for name, kind in kinds.items() if kind == "baseline"} == {"intensity threshold", "z-score"}
+    for key in ("num_regions", "prevalence"):
+        assert figures.value("z-score", "pixel", key) == figures.value("ProxyAno", "pixel", key)
     rows = {(row["level"], row["metric"]) for row in table(evaluated / "metrics.csv") if row["detector"] == "z-score"}
     assert rows >= {(level, name) for level in ("image", "patient", "pixel") for name in ("auroc", "ap")}
     assert "z-score" in (evaluated / "report.html").read_text()

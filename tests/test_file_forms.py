@@ -16,13 +16,14 @@ from monai.data import MetaTensor
 from PIL import Image
 from pydicom import dcmread
 from pydicom.fileset import FileSet
+from scipy.spatial.transform import Rotation
 from test_load_scan import png16
 
 from monai_anomaly.data import load_cohort, write_datalist
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.case import write_case
 from monai_anomaly.io.content import shown_digest
-from monai_anomaly.io.load import LoadScan
+from monai_anomaly.io.load import LoadScan, scan_suffix
 from monai_anomaly.transforms.slice_grid import SliceGrid, resize_plane
 from monai_anomaly.transforms.volume_grid import VolumeGrid
 
@@ -69,6 +70,7 @@ def test_every_byte_of_gzip_is_checked(tmp_path: Path, time_point: int | None) -
 # ---- sheared stacks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shear", [0.0, 2e-5, 1e-3, 0.3346])
 def test_no_reader_places_a_sheared_stack_wrongly(tmp_path: Path, shear: float) -> None:
     turned = np.array([[0.36, 0.48, -0.8], [-0.8, 0.6, 0.0], [0.48, 0.64, 0.6]])
@@ -136,7 +138,7 @@ def test_pictures_are_read_as_they_are_shown(tmp_path: Path, suffix: str, orient
     scan = LoadScan()(path)
     expected = shown[None] if shown.ndim == 2 else np.moveaxis(shown, -1, 0)
     np.testing.assert_allclose(scan[..., 0].numpy(), expected, atol=4 if suffix == "jpg" else 0)
-    # The map lies on the picture as viewers show it, without a tag of its own.
+    # The map lies on the image as viewers show it, without a tag of its own.
     write_case(tmp_path / "case", scan, anomaly_map=scan[0].numpy(), restoration=scan.numpy(), anomaly_mask=None)
     with Image.open(tmp_path / "case" / "anomaly_map.tiff") as anomaly_map:
         np.testing.assert_array_equal(np.asarray(anomaly_map), scan[0, ..., 0].numpy())
@@ -241,7 +243,7 @@ def test_of_bids_data_the_structural_images_count(tmp_path: Path) -> None:
     root = tmp_path / "bids"
     bids(root)
     expected = [f"sub-0{number}/ses-1/anat/sub-0{number}_ses-1_T1w.nii.gz" for number in (1, 2)]
-    line = "bold: 2, dwi: 2, folder derivatives: 1, mask: 2, picture: 2."
+    line = "2-D image: 2, bold: 2, dwi: 2, folder derivatives: 1, mask: 2."
     assert found(root, line) == expected
     with pytest.warns(UserWarning, match=line):
         written = write_datalist(root, tmp_path / "c.json", patient_regex="(sub-[0-9]+)", calibration_fraction=0.5)
@@ -274,7 +276,7 @@ def test_discs_hold_their_series(tmp_path: Path) -> None:
     files.write(disc)
     (disc / "VIEWER").mkdir()
     Image.new("L", (8, 8)).save(disc / "VIEWER" / "logo.png")
-    line = "folder of DICOM files without an image: 1, picture of a disc: 1."
+    line = "2-D image of a disc: 1, folder of DICOM files without an image: 1."
     (series,) = found(disc, line)
     assert LoadScan()(disc / series).meta["source_format"] == "dicom"
     assert found(tmp_path / "discs", line) == [f"one/{series}"]
@@ -286,3 +288,35 @@ def test_discs_hold_their_series(tmp_path: Path) -> None:
     dataset.save_as(tmp_path / "reports" / "sr.dcm")
     with pytest.raises(InputError, match="holds no scan"), pytest.warns(UserWarning, match="without an image: 1"):
         load_cohort(tmp_path / "reports")
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"])
+def test_volumes_of_slicer_and_freesurfer_lie_where_their_nifti_twin_does(tmp_path: Path, suffix: str) -> None:
+    voxels = np.random.default_rng(3).integers(1, 1000, (7, 6, 5)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [0.3, -0.2, 0.5]).as_matrix() * [1.5, 2.0, 4.0]
+    affine[:3, 3] = [10, -20, 30]
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
+    path = tmp_path / f"b{suffix}"
+    if suffix.startswith(".mg"):
+        nib.save(nib.MGHImage(voxels.astype(np.int32), affine), path)
+    else:
+        itk.imwrite(itk.imread(str(tmp_path / "a.nii.gz")), str(path))
+    one, other = LoadScan()(tmp_path / "a.nii.gz"), LoadScan()(path)
+    np.testing.assert_array_equal(other.numpy(), one.numpy())
+    np.testing.assert_allclose(other.affine.numpy(), one.affine.numpy(), atol=1e-4)
+    write_case(tmp_path / "case", other, anomaly_map=voxels, restoration=voxels[None], anomaly_mask=None)
+    written = nib.load(tmp_path / "case" / "anomaly_map.nii.gz")
+    np.testing.assert_allclose(written.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(written.get_fdata(), voxels)
+
+
+def test_segmentations_and_damaged_volumes_are_no_scans(tmp_path: Path) -> None:
+    (tmp_path / "c" / "train" / "normal").mkdir(parents=True)
+    (tmp_path / "c" / "train" / "normal" / "x.seg.nrrd").write_bytes(b"NRRD0004")
+    assert scan_suffix("x.seg.nrrd") == ""
+    for name in ("a.nrrd", "a.mha", "a.mgz"):
+        (tmp_path / name).write_bytes(b"no volume")
+        with pytest.raises(InputError, match=f"{name}: cannot be read") as caught:
+            LoadScan()(tmp_path / name)
+        assert "\n" not in str(caught.value)

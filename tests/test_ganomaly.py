@@ -148,6 +148,7 @@ def test_torchscript_and_configuration(name: str) -> None:
             assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path: Path) -> None:
     detector, image = made("paper")
     convert_to_onnx(
@@ -238,6 +239,7 @@ class Run:
         return {f"{name}.{key}": value for name, part in both.items() for key, value in part.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_contextual_loss(tmp_path: Path) -> None:
     run = Run(9)
     before = {key: value.clone() for key, value in run.weights().items()}
@@ -249,6 +251,7 @@ def test_training_lowers_the_contextual_loss(tmp_path: Path) -> None:
     assert not still  # all three parts and the discriminator learn
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole = Run(4)
     expected = whole.go(tmp_path / "whole")

@@ -371,6 +371,7 @@ def test_gaussian_is_scipys(sigma: float) -> None:
 # ------------------------------------------------------------------------------------------------- contract and files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
     kwargs, shape = VARIANTS[name]
@@ -384,6 +385,7 @@ def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
     assert scripted.state_dict().keys() == network.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper, gray", "two channels, each", "norm over the map"])
 def test_onnx_is_the_eager_network(name: str, tmp_path: Path) -> None:
     kwargs, shape = VARIANTS[name]
@@ -473,7 +475,7 @@ def test_unfit_images_are_refused() -> None:
 
 
 def stripes(number: int, side: int = 16, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Gray pictures of level stripes with random phase."""
+    """Gray images of level stripes with random phase."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(float(side))[:, None].expand(side, side)
     phases = torch.rand(number, generator=generator) * 6.28
@@ -495,6 +497,7 @@ def stages(network: HFRAE, pretraining: int, epochs: int, schedule: bool = False
     return [first, second]
 
 
+@pytest.mark.slow
 def test_training_lowers_both_losses_and_finds_what_is_new(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = HFRAE(encoder="strided", encoder_channels=(6, 8, 10), sigma=1.0)
@@ -525,6 +528,7 @@ def test_training_lowers_both_losses_and_finds_what_is_new(tmp_path: Path) -> No
     assert found.anomaly_map[:, :, 8:16, 16:24].mean() > 2 * found.anomaly_map[:, :, :, :8].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [(1, 0), (3, 2)])
 def test_a_resumed_training_is_an_uninterrupted_one(stop: tuple[int, int], tmp_path: Path) -> None:
     def run(folder: Path, pretraining: int, epochs: int) -> HFRAE:
@@ -545,6 +549,7 @@ def test_a_resumed_training_is_an_uninterrupted_one(stop: tuple[int, int], tmp_p
     assert all(torch.equal(state[key], value) for key, value in whole.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_rate_follows_a_schedule(tmp_path: Path) -> None:
     network = HFRAE(**STRIDED)
     trainers = stages(network, 1, 3, schedule=True)
@@ -683,6 +688,7 @@ AUTOENCODERS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_any_autoencoder_of_the_package_can_be_the_encoder(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -11,14 +11,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import SHAPE, head, table, write_nifti
+from bundle_runs import SHAPE, cohort_evaluator, figures_of, head, table, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import Compose
 from torch import Tensor
 
 from monai_anomaly.calibration import ScanTail
 from monai_anomaly.data import ScanPreprocessing
-from monai_anomaly.engines import CohortEvaluator, StackInferer, calibrate, scan_loader
+from monai_anomaly.engines import (
+    CohortEvaluator,
+    MaskAboveThresholdd,
+    MetricsHandler,
+    PredictionsHandler,
+    SaveCased,
+    StackInferer,
+    ToScanVoxelsd,
+    calibrate,
+    scan_loader,
+)
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import (
     DAAD,
@@ -60,6 +71,7 @@ def item(path: Path, patient: str = "", label: int | None = None, mask: Path | N
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 7), chosen=st.lists(st.booleans(), min_size=1, max_size=6).filter(any))
 def test_stack_inferer_runs_the_chosen_slices_alone(batch: int, chosen: list[bool]) -> None:
@@ -163,9 +175,7 @@ def test_evaluator_masks_above_the_calibrated_threshold(tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "a.nii.gz", 2, tmp_path / "m.nii.gz")
     moved = write_nifti(tmp_path / "b.nii.gz", 4)
     data = [item(scan, label=1, mask=tmp_path / "m.nii.gz"), item(moved, label=1, mask=tmp_path / "m.nii.gz")]
-    evaluator = CohortEvaluator(
-        network, GRID, scan_loader(data, GRID), tmp_path / "out", evaluate=True, overview_slices=0, progress=False
-    )
+    evaluator = cohort_evaluator(network, GRID, scan_loader(data, GRID), tmp_path / "out", evaluate=True)
     evaluator.run()
     written = {
         name: nib.load(tmp_path / "out" / "a" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
@@ -187,14 +197,15 @@ def test_evaluator_masks_above_the_calibrated_threshold(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"b: .*m\.nii\.gz: the mask's affine differs"):
         evaluator.finish()
     mask = nib.load(tmp_path / "m.nii.gz").get_fdata() > 0
-    assert evaluator.metrics()["pixel"]["prevalence"] == mask.mean()
-    image = evaluator.metrics()["image"]
-    assert (image["auroc"], image["ap"], image["num_normal"], image["num_abnormal"]) == (None, None, 0, 1)
+    figures = evaluator.state.evaluation.figures
+    assert figures.value("BrightVoxels", "pixel", "prevalence") == mask.mean()
+    image = [figures.value("BrightVoxels", "image", name) for name in ("auroc", "ap", "num_normal", "num_abnormal")]
+    assert image == [None, None, 0, 1]
 
 
 def test_evaluator_refuses_no_scans(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the cohort has no scan to read"):
-        CohortEvaluator(BrightVoxels(), GRID, scan_loader([], GRID), tmp_path)
+        CohortEvaluator(BrightVoxels(), scan_loader([], GRID))
 
 
 def test_workers_read_ahead_and_errors_cross_over(tmp_path: Path) -> None:
@@ -249,9 +260,7 @@ def calibrated(**fit: Any) -> BrightVoxels:
 
 
 def evaluate(network: BrightVoxels, data: list[dict[str, object]], out: Path, **options: Any) -> CohortEvaluator:
-    evaluator = CohortEvaluator(
-        network, GRID, scan_loader(data, GRID), out, overview_slices=0, progress=False, **options
-    )
+    evaluator = cohort_evaluator(network, GRID, scan_loader(data, GRID), out, **options)
     evaluator.run()
     evaluator.finish()
     return evaluator
@@ -323,6 +332,7 @@ def test_longest_description_fits_the_header(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a" / "anomaly_mask.nii.gz").is_file()
 
 
+@pytest.mark.slow
 def test_drift_is_written_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network = BrightVoxels()
     normals = [write_nifti(tmp_path / f"n{seed}.nii.gz", seed) for seed in range(0, 20, 2)]
@@ -351,19 +361,19 @@ def test_a_rate_finer_than_the_patients_is_refused(tmp_path: Path, patients: int
     network.calibration.fit(maxima, maxima)
     loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
     with pytest.raises(InputError, match=rf"alpha {alpha:g}: needs {needed} normal .* there are {patients}\."):
-        CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha)
+        cohort_evaluator(network, GRID, loader, tmp_path / "out", alpha=alpha)
     assert not (tmp_path / "out").exists()
     # the voxel-wise rate is one of voxels, and is bounded by their number
-    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=alpha, mask_rule="voxel").threshold is None
-    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=0.5).threshold == 2.0 + patients // 2
-    assert CohortEvaluator(network, GRID, loader, tmp_path / "out", alpha=None).threshold is None
+    assert MaskAboveThresholdd(network, alpha, "voxel").settings["threshold"] is None
+    assert MaskAboveThresholdd(network, 0.5).settings["threshold"] == 2.0 + patients // 2
+    assert MaskAboveThresholdd(network, None).settings["threshold"] is None
 
 
 @pytest.mark.parametrize("name", ["logp", "zscore"])
 def test_calibrated_maps_need_a_table(tmp_path: Path, name: str) -> None:
     loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
     with pytest.raises(InputError, match=f"calibrated_map {name}: the detector's calibration has nothing"):
-        CohortEvaluator(calibrated(), GRID, loader, tmp_path, calibrated_map=name)
+        cohort_evaluator(calibrated(), GRID, loader, tmp_path, calibrated_map=name)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +382,7 @@ def test_calibrated_maps_need_a_table(tmp_path: Path, name: str) -> None:
 def test_impossible_options(tmp_path: Path, options: dict[str, Any]) -> None:
     loader = scan_loader([item(write_nifti(tmp_path / "a.nii.gz", 2))], GRID)
     with pytest.raises(ValueError, match=next(iter(options))):
-        CohortEvaluator(calibrated(), GRID, loader, tmp_path, **options)
+        cohort_evaluator(calibrated(), GRID, loader, tmp_path, **options)
 
 
 def test_voxel_rates_finer_than_the_table_give_no_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -384,6 +394,7 @@ def test_voxel_rates_finer_than_the_table_give_no_mask(tmp_path: Path, caplog: p
     assert not (tmp_path / "o" / "a" / "anomaly_mask.nii.gz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["family", "voxel"])
 def test_decisions_are_of_the_raw_map_and_of_the_masks_as_written(tmp_path: Path, rule: str) -> None:
     lesion = tmp_path / "m.nii.gz"
@@ -399,30 +410,64 @@ def test_decisions_are_of_the_raw_map_and_of_the_masks_as_written(tmp_path: Path
     found = {}
     for out, clean_up in (("raw", {}), ("cleaned", {"least_lesion_mm3": 30.0})):
         evaluate(network, data, tmp_path / out, evaluate=True, mask_rule=rule, alpha=0.1, **clean_up)
-        metrics = json.loads((tmp_path / out / "metrics.json").read_text())["decisions"]
-        found[out] = metrics["mask"]
+        figures = figures_of(tmp_path / out)
+        mask = {row.metric: row for row in figures.where(level="mask")}
+        found[out] = mask
         masks = [nib.load(tmp_path / out / each["case"] / "anomaly_mask.nii.gz").get_fdata() > 0 for each in data]
         truth = nib.load(lesion).get_fdata() > 0
         flagged, both = sum(mask.sum() for mask in masks), (masks[0] & truth).sum()
-        assert metrics["mask"]["dice"] == pytest.approx(2 * both / (flagged + truth.sum()))
-        assert metrics["mask"]["sensitivity"] == pytest.approx(both / truth.sum())
-        assert metrics["mask"]["fpr"] == pytest.approx((flagged - both) / (3 * truth.size - truth.sum()))
-        assert metrics["mask"]["num_normal_patients"] == 1
-        assert metrics["mask"]["normal_patients_flagged"] == float(masks[1].any() or masks[2].any())
-        assert (metrics["mask"]["num_lesions"], metrics["mask"]["num_lesions_found"]) == (1, int(both > 0))
-        assert metrics["mask"]["undefined"] == {}
+        assert mask["dice"].value == pytest.approx(2 * both / (flagged + truth.sum()))
+        assert mask["sensitivity"].value == pytest.approx(both / truth.sum())
+        assert mask["fpr"].value == pytest.approx((flagged - both) / (3 * truth.size - truth.sum()))
+        assert mask["normal_patients_flagged"].n == 1
+        assert mask["normal_patients_flagged"].value == float(masks[1].any() or masks[2].any())
+        assert (mask["lesions_found"].n, mask["lesions_found"].value) == (1, float(both > 0))
+        decided = {row.metric: row.value for row in figures.where(level="pixel", group=f"threshold: {rule} 0.1")}
         if out == "raw":
-            assert {name: metrics["voxel"][rule][name] for name in ("dice", "fpr")} == {
-                name: metrics["mask"][name] for name in ("dice", "fpr")
-            }
-            raw = metrics["voxel"]
+            assert [decided[name] for name in ("dice", "fpr")] == [mask[name].value for name in ("dice", "fpr")]
+            raw = decided
     # the clean-up is seen by the masks, and not by the map
-    assert metrics["voxel"] == raw
-    assert found["cleaned"]["false_positive"] < found["raw"]["false_positive"]
+    assert decided == raw
+    assert found["cleaned"]["false_positive"].value < found["raw"]["false_positive"].value
 
 
-def test_no_mask_leaves_reasons_in_the_decisions(tmp_path: Path) -> None:
+def test_without_masks_there_are_no_figures_of_them(tmp_path: Path) -> None:
     evaluate(BrightVoxels(), [item(write_nifti(tmp_path / "a.nii.gz", 2), label=0)], tmp_path / "out", evaluate=True)
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["decisions"]["mask"]
-    assert found["dice"] is found["normal_patients_flagged"] is None
-    assert set(found["undefined"].values()) == {"no mask was written"}
+    assert figures_of(tmp_path / "out").where(level="mask") == []
+
+
+def test_a_list_without_an_item_does_without_it(tmp_path: Path) -> None:
+    """Each handler and each transform is usable alone."""
+    network, data = calibrated(), [item(write_nifti(tmp_path / "a.nii.gz", 2), label=0)]
+    evaluator = CohortEvaluator(
+        network,
+        scan_loader(data, GRID),
+        postprocessing=ToScanVoxelsd(GRID),
+        val_handlers=[MetricsHandler(tmp_path, network, alpha=None)],
+        progress=False,
+    )
+    evaluator.run()
+    evaluator.finish()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.nii.gz", "metrics.csv", "metrics.json"}
+    assert evaluator.state.evaluation.figures.value("BrightVoxels", "image", "num_normal") == 1
+
+
+def test_tables_are_kept_where_the_run_is_interrupted(tmp_path: Path) -> None:
+    class Stops(SaveCased):
+        def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+            if data["item"]["case"] == "b":
+                raise KeyboardInterrupt
+            return super().__call__(data)
+
+    network = calibrated()
+    data = [item(write_nifti(tmp_path / f"{name}.nii.gz", 2)) for name in "ab"]
+    evaluator = CohortEvaluator(
+        network,
+        scan_loader(data, GRID),
+        postprocessing=Compose([ToScanVoxelsd(GRID), Stops(tmp_path / "out", 0)]),
+        val_handlers=[PredictionsHandler(tmp_path / "out", network)],
+        progress=False,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.run()
+    assert [row["case"] for row in table(tmp_path / "out" / "predictions.csv")] == ["a"]

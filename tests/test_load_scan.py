@@ -248,7 +248,7 @@ def test_suffixes() -> None:
     assert scan_suffix("readme") == ""
 
 
-# ---- pictures
+# ---- images
 
 
 def check_picture(path: Path, expected: np.ndarray) -> None:
@@ -258,7 +258,7 @@ def check_picture(path: Path, expected: np.ndarray) -> None:
     assert scan.shape == (values.shape[2], *values.shape[:2], 1)
     np.testing.assert_array_equal(scan.numpy()[..., 0], np.moveaxis(values, -1, 0).astype(np.float32))
     np.testing.assert_array_equal(scan.affine.numpy(), np.eye(4))
-    assert scan.meta["scan_kind"] == scan.meta["source_format"] == "picture"
+    assert scan.meta["scan_kind"] == scan.meta["source_format"] == "image"
 
 
 GRAY8 = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -291,6 +291,7 @@ def test_alpha_palette_and_bits(tmp_path: Path) -> None:
     check_picture(tmp_path / "bits.png", (GRAY8 > 128) * 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 2, 3, 4])
 def test_sixteen_bit_png(tmp_path: Path, samples: int) -> None:
     array = RNG.integers(0, 65536, (5, 7, samples), dtype=np.uint16)
@@ -319,8 +320,8 @@ def test_refused_pictures(tmp_path: Path) -> None:
     Image.fromarray(whole).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "text.tif").write_bytes(b"II no picture" * 9)
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "text.tif").write_bytes(b"II no image" * 9)
     deep = png16(tmp_path / "deep.png", RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16)).read_bytes()
     (tmp_path / "cut_deep.png").write_bytes(deep[: len(deep) // 2])
     for name in ("cut.png", "text.jpg", "text.tif", "cut_deep.png"):
@@ -344,6 +345,7 @@ def test_refused_pictures(tmp_path: Path) -> None:
         LoadScan()([tmp_path / "whole.png", tmp_path / "volume.nii"])
 
 
+@pytest.mark.slow
 def test_real_volumes(real_data: Path) -> None:
     for path in sorted((real_data / "nifti3d" / "lesion").rglob("FLAIR*.nii.gz"))[:1]:
         image = nib.load(path)

@@ -201,6 +201,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     single = started(NearestMemory(6, 4, decay=0.9, restart_below=0.0), torch.randn(6, 4)).train()

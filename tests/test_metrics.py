@@ -55,6 +55,7 @@ def plain_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"auroc": float(np.mean(pairs)), "ap": precision_sum, "best_dice": max(dices)}
 
 
+@pytest.mark.slow
 @given(scored(), st.sampled_from([1, 2, 7, 1 << 20]))
 @settings(max_examples=200, deadline=None)
 def test_equals_the_plain_definition_for_any_chunk_size(sample: tuple[np.ndarray, np.ndarray], chunk: int) -> None:
@@ -80,7 +81,7 @@ def test_equals_scikit_learn(sample: tuple[np.ndarray, np.ndarray]) -> None:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores, labels = sample
-    if scores.dtype.kind == "f":  # scikit-learn refuses infinities; whole numbers keep the ties
+    if scores.dtype.kind == "f":  # scikit-learn rejects infinities; whole numbers keep the ties
         scores = np.clip(np.nan_to_num(scores), -1e4, 1e4)
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)

@@ -99,6 +99,7 @@ def plain_detection(
     return lesions, false
 
 
+@pytest.mark.slow
 @given(st.lists(maps(), min_size=1, max_size=3), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([None, 2.5]))
 @settings(max_examples=100, deadline=None)
 def test_found_and_false_lesions_are_those_of_loops(
@@ -125,6 +126,7 @@ def test_found_and_false_lesions_are_those_of_loops(
             assert (f"sensitivity_by_size/{size}" in got["undefined"]) == (not own)
 
 
+@pytest.mark.slow
 @given(st.lists(maps(), min_size=1, max_size=4), st.sampled_from([-0.3, 0.2, 0.5]))
 @settings(max_examples=100, deadline=None)
 def test_free_response_curve_is_that_of_all_candidates(

@@ -13,7 +13,7 @@ from test_metrics_lesions import flooded
 
 from monai_anomaly.metrics import MaskMetrics
 
-SHAPES = {"volume": (4, 3, 3), "picture": (5, 6, 1)}
+SHAPES = {"volume": (4, 3, 3), "image": (5, 6, 1)}
 
 
 @st.composite
@@ -50,6 +50,7 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(scans=cohorts())
 def test_every_figure_is_counted_out(scans: list[dict[str, Any]]) -> None:

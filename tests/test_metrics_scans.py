@@ -1,4 +1,4 @@
-"""Metrics of scans, patients and groups, their intervals and score gaps, against plain definitions."""
+"""Metrics of scans, patients and groups, their intervals, and the papers' own figures, against plain definitions."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def checked(result: dict[str, Any], *whole: str) -> None:
             assert 0.0 <= value <= 1.0, name
 
 
+@pytest.mark.slow
 @given(SCANS, SCORE)
 @settings(max_examples=150, deadline=None)
 def test_decisions_equal_scikit_learn(scans: list[tuple[int | None, float]], threshold: float) -> None:
@@ -78,6 +79,7 @@ def test_a_score_at_the_threshold_is_not_flagged() -> None:
         decision_metrics([2], [0.1], 0.5)
 
 
+@pytest.mark.slow
 @given(SCANS, st.sampled_from([0.5, 0.8, 0.9, 0.95, 1.0]))
 @settings(max_examples=200, deadline=None)
 def test_sensitivity_at_a_specificity_is_the_best_of_all_thresholds(
@@ -206,6 +208,7 @@ def test_intervals_resample_patients_with_all_their_scans() -> None:
     assert len({abnormal for _, abnormal, _ in seen}) > 1
 
 
+@pytest.mark.slow
 def test_intervals_are_the_quantiles_of_a_plain_bootstrap() -> None:
     names, labels, scores = cohort(1)
     got = bootstrap_intervals(names, labels, scores, n=600, level=0.8, seed=3)

@@ -96,6 +96,7 @@ def both_classes(cohort: list[Scan]) -> bool:
     return any(mask.any() for _, mask in cohort) and not all(mask.all() for _, mask in cohort)
 
 
+@pytest.mark.slow
 @given(scans(), st.sampled_from([0.1, 0.3, 1.0]), st.sampled_from([0.0, 0.05, 0.25]), st.sampled_from([0, 10, 1000]))
 @settings(max_examples=250, deadline=None)
 def test_equals_the_plain_definitions_kept_or_counted(
@@ -121,6 +122,7 @@ def test_equals_the_plain_definitions_kept_or_counted(
     assert all(0.0 <= got[name] <= 1.0 for name in (*METRICS, "dice_at_fpr", "prevalence"))
 
 
+@pytest.mark.slow
 @given(scans(), st.floats(-3, 3, width=32))
 @settings(max_examples=60, deadline=None)
 def test_decisions_are_counted_at_each_threshold(cohort: list[Scan], threshold: float) -> None:
@@ -225,6 +227,7 @@ def test_counted_metrics_lie_within_their_bounds_whatever_the_order(name: str) -
         assert set(counted.bounds.values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_the_default_keeps_within_1e_4_when_scores_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "_BLOCK", 100_000)
     rng = np.random.default_rng(0)
@@ -251,6 +254,7 @@ def test_the_default_keeps_within_1e_4_when_scores_are_put_together(monkeypatch:
     assert flagged.mean() <= 0.05
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_digest_keeps_every_voxel_and_every_rank_within_the_tolerance(data: st.DataObject) -> None:
@@ -284,6 +288,7 @@ def test_a_digest_keeps_every_voxel_and_every_rank_within_the_tolerance(data: st
         assert unsure <= digest.tolerance * (np.sum(keys >= place) + np.sum(found >= place)) + 1e-9
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "_BLOCK", 20_000)
     rng = np.random.default_rng(0)
@@ -345,7 +350,7 @@ def test_undefined_has_a_reason_and_unfit_is_refused() -> None:
         metrics.update(np.full((2, 2), np.nan), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="labels"):
         metrics.update(np.zeros((2, 2)), np.full((2, 2), 2))
-    assert metrics.compute() == got, "what is refused is not counted"
+    assert metrics.compute() == got, "what is rejected is not counted"
     for arguments in (
         {"overlap_limit": 0.0},
         {"fpr": 1.0},

@@ -15,6 +15,7 @@ from test_all_bundles import COMMON, OVERLAYS, TINY
 from monai_anomaly.data import load_cohort
 from monai_anomaly.engines import load_detector
 
+pytestmark = pytest.mark.slow
 pytest_plugins = ["bundle_fixtures"]
 
 ALPHAS = (0.05, 0.1, 0.3, 0.5)

@@ -1,4 +1,4 @@
-"""Overrides that name nothing are refused, at any depth."""
+"""Overrides that name nothing are rejected, at any depth."""
 
 from __future__ import annotations
 

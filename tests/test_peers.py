@@ -1,4 +1,4 @@
-"""Detectors of anomalib in a benchmark: run where anomalib is installed, refused in one line where it is not."""
+"""Detectors of anomalib in a benchmark: run where anomalib is installed, rejected in one line where it is not."""
 
 from __future__ import annotations
 

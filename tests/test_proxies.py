@@ -108,6 +108,7 @@ def test_superpixels_follow_edges_and_compactness_10_does_not() -> None:
     assert_follows_edges(curves())
 
 
+@pytest.mark.slow
 def test_superpixels_follow_edges_of_a_real_slice(real_data: Path) -> None:
     from PIL import Image
 
@@ -202,6 +203,7 @@ def test_edges_of_a_volume_are_those_of_its_slices() -> None:
         np.testing.assert_array_equal(edges[0, ..., index] > 0, plain)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 13), min_size=2, max_size=3),

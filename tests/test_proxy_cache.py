@@ -179,6 +179,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     root = str(Path(proxy_cache.__file__).parents[2])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}

@@ -32,7 +32,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "paper": ({}, (2, 1, 16, 24)),
     "colour": ({"in_channels": 3}, (2, 3, 16, 16)),
     "colour, gray proxy": ({"in_channels": 3, "proxy_channels": 1}, (1, 3, 8, 8)),
-    "proxy of two pictures": ({"proxy_channels": 2}, (2, 1, 16, 16)),
+    "proxy of two images": ({"proxy_channels": 2}, (2, 1, 16, 16)),
     "volume": ({"spatial_dims": 3}, (1, 1, 8, 12, 8)),
     "volume, two channels": ({"spatial_dims": 3, "in_channels": 2, "memory": "shrinkage"}, (1, 2, 8, 8, 8)),
     "memory of MemAE": ({"memory": "shrinkage"}, (2, 1, 16, 16)),
@@ -129,6 +129,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["eager", "script"])
 def test_a_new_process_gives_the_same_map_to_the_bit(form: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()

@@ -27,23 +27,23 @@ from monai_anomaly.data.published import (
     Endosome,
     FolderSet,
     IDRiD,
+    ImageSet,
     MedIAnomaly,
     MSLUBCohort,
     Ped2,
-    Pictures,
     Problem,
     ShanghaiTech,
 )
 from monai_anomaly.data.published.fundus import patch_borders
 from monai_anomaly.data.published.layout import one_class_problem
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import natural_key, read_mask, read_picture
+from monai_anomaly.io.image_files import natural_key, read_mask, read_picture
 
 RNG = np.random.default_rng(0)
 
 
 def picture(path: Path, shape: tuple[int, ...] = (8, 6)) -> np.ndarray:
-    """Write a picture that looks like no other, and return what it shows."""
+    """Write an image that looks like no other, and return what it shows."""
     return write(path, RNG.integers(0, 256, shape, dtype=np.uint8))
 
 
@@ -109,13 +109,13 @@ def test_faint_values_mark_in_lossless_masks_and_not_in_jpeg(tmp_path):
 def test_a_mask_must_be_as_large_as_its_picture(tmp_path):
     picture(tmp_path / "a.png")
     write(tmp_path / "m.png", mask_of((6, 8), (0, 0)))
-    with pytest.raises(InputError, match="has 6 x 8 pixels, its picture 8 x 6"):
+    with pytest.raises(InputError, match="has 6 x 8 pixels, its image 8 x 6"):
         read_mask(tmp_path / "m.png", tmp_path / "a.png")
 
 
 def test_no_patient_is_on_both_sides():
     def side(groups, labels):
-        return Pictures(
+        return ImageSet(
             [f"{g}{i}" for i, g in enumerate(groups)], np.array(labels), lambda i: np.zeros((1, 1)), groups=groups
         )
 
@@ -125,7 +125,7 @@ def test_no_patient_is_on_both_sides():
     assert clean.facts["left_out"] == 1
     with pytest.raises(InputError, match="all 1 are of test patients"):
         one_class_problem(Path("root"), Problem("x", side("b", [0]), side("bd", [0, 1])))
-    with pytest.raises(InputError, match="no abnormal test picture"):
+    with pytest.raises(InputError, match="no abnormal test image"):
         one_class_problem(Path("root"), Problem("x", side("a", [0]), side("d", [0])))
 
 
@@ -251,7 +251,7 @@ def test_a_broken_frame_is_named(tmp_path):
     make_ped2(tmp_path)
     frame = tmp_path / "UCSD_Anomaly_Dataset.v1p2/UCSDped2/Train/Train001/001.tif"
     frame.write_bytes(frame.read_bytes()[:20])
-    with pytest.raises(InputError, match=r"Train001/001\.tif: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"Train001/001\.tif: cannot be read as an image"):
         Ped2(tmp_path).problem("all").training.read(0)
 
 
@@ -420,7 +420,7 @@ def test_folder_set_without_masks_and_patients(tmp_path, recwarn):
     problem = FolderSet(tmp_path).problem("all")
     assert problem.test.read_mask is None
     assert problem.test.groups == ()
-    assert problem.facts["patients"] == "not known, each picture counts as its own"
+    assert problem.facts["patients"] == "not known, each image counts as its own"
     assert not recwarn.list
 
 
@@ -451,8 +451,8 @@ def test_endosome_counts(tmp_path):
     make_folders(tmp_path, masks=False)
     notes = Endosome(tmp_path).check()
     assert len(notes) == 3
-    assert "4 pictures, published are 165" in notes[0]
-    assert "4 pictures, published are 366" in notes[2]
+    assert "4 images, published are 165" in notes[0]
+    assert "4 images, published are 366" in notes[2]
 
 
 def make_oct(root: Path) -> None:
@@ -476,7 +476,7 @@ def test_oct2017_leaves_out_test_patients_whatever_their_class(tmp_path):
     assert problem.test.labels.tolist() == [0, 1, 1, 1]
     assert [name[-7:-5] for name in problem.training.names[:3]] == ["-1", "-2", "10"]
     assert OCT2017(tmp_path / "OCT2017").problem("all").test.names == problem.test.names
-    assert any("10 pictures, published are 26315 or 51140" in note for note in published.check())
+    assert any("10 images, published are 26315 or 51140" in note for note in published.check())
 
 
 def test_oct2017_says_what_is_wrong(tmp_path):
@@ -487,7 +487,7 @@ def test_oct2017_says_what_is_wrong(tmp_path):
         OCT2017(tmp_path).problem("all")
     (base / "train/NORMAL/scan7.jpeg").unlink()
     (base / "test/DME/DME-1003-1.jpeg").unlink()
-    with pytest.raises(InputError, match="DME: holds no picture"):
+    with pytest.raises(InputError, match="DME: holds no image"):
         OCT2017(tmp_path).problem("all")
     (base / "test/DME").rmdir()
     with pytest.raises(InputError, match="DME: is missing"):
@@ -550,8 +550,8 @@ def test_brain_mri(tmp_path):
     assert len(set(shown)) == 20
     assert BrainMRI(tmp_path).problem("all").training.names == problem.training.names
     notes = published.check()
-    assert any("2 pictures are copies" in note for note in notes)
-    assert any("4 pictures to train on, ProxyAno has 500" in note for note in notes)
+    assert any("2 images are copies" in note for note in notes)
+    assert any("4 images to train on, ProxyAno has 500" in note for note in notes)
 
 
 def test_brain_mri_says_what_is_wrong(tmp_path):
@@ -624,7 +624,7 @@ def test_idrid_of_one_kind_leaves_out_patches_of_others(tmp_path):
     assert len(problem.test) == 16
     assert problem.test.labels.sum() == 1
     np.testing.assert_array_equal(problem.test.read_mask(0), mask_of((3, 4), (0, 2)) > 0)
-    with pytest.raises(InputError, match="no abnormal test picture"):
+    with pytest.raises(InputError, match="no abnormal test image"):
         IDRiD(tmp_path).problem("soft_exudates")
 
 
@@ -636,7 +636,7 @@ def test_idrid_says_what_is_wrong(tmp_path):
         IDRiD(tmp_path).problem("all")
     (truths / "3. Hard Exudates/IDRiD_09_EX.tif").unlink()
     write(truths / "3. Hard Exudates/IDRiD_01_EX.tif", mask_of((3, 3), (0, 0)))
-    with pytest.raises(InputError, match="has 3 x 3 pixels, its picture 10 x 13"):
+    with pytest.raises(InputError, match="has 3 x 3 pixels, its image 10 x 13"):
         IDRiD(tmp_path).problem("all").test.read_mask(0)
     table = tmp_path / "B. Disease Grading/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
     text = table.read_text()
@@ -690,7 +690,7 @@ def test_bmad(tmp_path):
     assert cells.test.read(0).shape == (8, 6, 3)
     assert published.problem("RESC").test.read_mask(1)[0, 0]
     notes = published.check()
-    assert any("3 pictures to train on, published are 7500" in note for note in notes)
+    assert any("3 images to train on, published are 7500" in note for note in notes)
     assert any("1 training slices are of test volumes" in note for note in notes)
     assert BMAD(tmp_path / "Brain_AD/BraTS2021_slice").problems == ("BraTS2021_slice",)
 
@@ -757,7 +757,7 @@ def test_medianomaly(tmp_path):
     notes = published.check()
     assert any("has 10 bytes, the published one 70262263" in note for note in notes)
     assert any("VinCXR, BrainTumor, LAG not there" in note for note in notes)
-    assert any("(2, 1, 2) pictures" in note for note in notes)
+    assert any("(2, 1, 2) images" in note for note in notes)
 
 
 def test_medianomaly_says_what_is_wrong(tmp_path):
@@ -771,7 +771,7 @@ def test_medianomaly_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match="no list of train 0"):
         MedIAnomaly(tmp_path).problem("RSNA")
     (tmp_path / "RSNA/data.json").write_text('{"train": {"0": ["a.png"]}, "test": {"0": ["a.png"], "1": ["b.png"]}}')
-    with pytest.raises(InputError, match="names a picture twice"):
+    with pytest.raises(InputError, match="names an image twice"):
         MedIAnomaly(tmp_path).problem("RSNA")
     (tmp_path / "BraTS2021/test/annotation/00009_seg_80.png").unlink()
     with pytest.raises(InputError, match=r"00009_seg_80\.png: is missing"):
@@ -912,6 +912,7 @@ def test_mslub_layouts(tmp_path, scan, outline):
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_ped2(real_data, tmp_path):
     """The packed copy, unpacked into the published layout: labels of masks are the published ones."""
     packed = np.load(real_data / "ucsd_ped2/ped2_128x192_gray_sub.npz", allow_pickle=False)
@@ -935,6 +936,7 @@ def test_real_ped2(real_data, tmp_path):
     assert test.read(0).shape == (128, 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "regex", "train", "test", "masked"),
     [
@@ -957,7 +959,7 @@ def test_real_folders(real_data, folder, regex, train, test, masked):
 
 
 def test_real_chest_xrays_in_the_published_folders(real_data, tmp_path):
-    """Of a patient with pictures in both folders, those in the training folder do not train."""
+    """Of a patient with images in both folders, those in the training folder do not train."""
     folders = {"train/normal": "train/NORMAL", "test/normal": "test/NORMAL", "test/abnormal": "test/PNEUMONIA"}
     for ours, theirs in folders.items():
         (tmp_path / theirs).mkdir(parents=True)

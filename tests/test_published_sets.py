@@ -47,7 +47,7 @@ from monai_anomaly.data.published.archives import unpack
 from monai_anomaly.data.published.cifar import read_batch
 from monai_anomaly.data.published.idx import read_idx
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, read_picture
+from monai_anomaly.io.image_files import list_pictures, read_picture
 
 NATURAL = {
     "btad": BTAD,
@@ -130,7 +130,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def write_idx_set(folder: Path, packed: bool = True) -> dict[str, np.ndarray]:
-    """Four files; of each class two training pictures and one test picture."""
+    """Four files; of each class two training images and one test image."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "train-images-idx3-ubyte": noise(0, 20, 28, 28),
@@ -209,8 +209,8 @@ def test_broken_idx_files_are_named(tmp_path: Path) -> None:
         (images, b"<html>not found</html>", "cannot be unpacked"),
         (images, gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00"), "no idx file of unsigned bytes"),
         (images, gzip.compress(b"\x00\x00\x08\x03\x00\x00"), "truncated within its header"),
-        (images, gzip.compress(idx_bytes(noise(0, 20, 14, 14))), "not N pictures of 28 x 28"),
-        (labels, gzip.compress(idx_bytes(np.zeros(19, dtype=np.uint8))), "19,.*for 20 pictures"),
+        (images, gzip.compress(idx_bytes(noise(0, 20, 14, 14))), "not N images of 28 x 28"),
+        (labels, gzip.compress(idx_bytes(np.zeros(19, dtype=np.uint8))), "19,.*for 20 images"),
         (labels, gzip.compress(idx_bytes(np.full(20, 10, dtype=np.uint8))), "labels above 9"),
     ]
     for path, content, message in cases:
@@ -364,7 +364,7 @@ def python3_pickle(value: Any) -> bytes:
 def write_cifar10(
     root: Path, classes: tuple[int, ...] = tuple(range(10)), dumps: Any = python2_pickle
 ) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """Five training batches with a picture of each class given, a test batch with one of each class."""
+    """Five training batches with an image of each class given, a test batch with one of each class."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     content = {}
@@ -415,7 +415,7 @@ def test_a_part_of_cifar10_has_the_problems_that_are_there(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"has no problem 'cat'.*airplane, automobile, dog"):
         found.problem("cat")
     absent = "bird, cat, deer, frog, horse, ship, truck"
-    assert f"train: a part of the set: no pictures of {absent}" in found.check()
+    assert f"train: a part of the set: no images of {absent}" in found.check()
 
 
 def test_cifar100_has_its_superclasses_as_problems(tmp_path: Path) -> None:
@@ -478,9 +478,9 @@ def test_broken_batches_are_named(tmp_path: Path) -> None:
         (b"", "truncated or damaged"),
         (b"<html>", "truncated or damaged"),
         (pickle.dumps([data]), "holds a list"),
-        (pickle.dumps({"labels": labels}), "no pictures of 3 x 32 x 32"),
-        (pickle.dumps({"data": data[:, :3000], "labels": labels}), "no pictures of 3 x 32 x 32"),
-        (pickle.dumps({"data": data.astype(np.float32), "labels": labels}), "no pictures of 3 x 32 x 32"),
+        (pickle.dumps({"labels": labels}), "no images of 3 x 32 x 32"),
+        (pickle.dumps({"data": data[:, :3000], "labels": labels}), "no images of 3 x 32 x 32"),
+        (pickle.dumps({"data": data.astype(np.float32), "labels": labels}), "no images of 3 x 32 x 32"),
         (pickle.dumps({"data": data, "labels": [0]}), "does not hold 2 labels"),
         (pickle.dumps({"data": data, "labels": [0, 10]}), "labels from 0 to 9"),
         (pickle.dumps({"data": data, "labels": ["a", "b"]}), "labels from 0 to 9"),
@@ -515,7 +515,7 @@ def test_digits_need_no_files() -> None:
         assert abs(problem.test.kinds.count(str(number)) - expected / 3) <= 0.5
         np.testing.assert_array_equal(problem.test.labels, [kind != str(number) for kind in problem.test.kinds])
         sides[number] = [problem.training.read(i) for i in range(len(problem.training))]
-    # Both sides together are the published pictures, each once.
+    # Both sides together are the published images, each once.
     test = found.problem("0").test
     together = [picture for side in sides.values() for picture in side] + [test.read(i) for i in range(len(test))]
     stretched = [np.floor(image / 16 * 255 + 0.5).astype(np.uint8) for image in published.images]
@@ -565,7 +565,7 @@ def test_imagenet_superclasses(below: str, tmp_path: Path) -> None:
     with Image.open(gray) as picture:
         np.testing.assert_array_equal(problem.test.read(index), np.repeat(np.asarray(picture)[..., None], 3, axis=2))
     notes = found.check()
-    assert sum("1 of 50 pictures" in note for note in notes) == 56
+    assert sum("1 of 50 images" in note for note in notes) == 56
     assert sum("published are 732 to 1300" in note for note in notes) == 56
 
 
@@ -573,7 +573,7 @@ def test_parts_of_imagenet(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     for path in (tmp_path / "train" / "n01728920").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="n01728920: holds no pictures"):
+    with pytest.raises(InputError, match="n01728920: holds no images"):
         ImageNetSuperclasses(tmp_path).problem("snake")
     (tmp_path / "train" / "n01728920").rmdir()
     found = ImageNetSuperclasses(tmp_path)
@@ -593,7 +593,7 @@ def test_parts_of_imagenet(tmp_path: Path) -> None:
 
 
 def write_mvtec(folder: Path, shape: tuple[int, ...] = (6, 8, 3)) -> dict[str, np.ndarray]:
-    """One category: two defect types with pictures of the same names."""
+    """One category: two defect types with images of the same names."""
     written = {}
     for seed, name in enumerate(
         ["train/good/000.png", "train/good/001.png", "test/good/000.png", "test/crack/000.png", "test/cut/000.png"]
@@ -626,7 +626,7 @@ def test_mvtec_is_read_exactly(tmp_path: Path) -> None:
     assert found.problem("screw").test.read(0).shape == (6, 8)
     notes = found.check()
     assert any(note.startswith(f"{tmp_path}: a part of the set: no cable, capsule") for note in notes)
-    assert "bottle: 2 + 1 + 2 pictures (training + normal + abnormal), not 209 + 20 + 63" in notes
+    assert "bottle: 2 + 1 + 2 images (training + normal + abnormal), not 209 + 20 + 63" in notes
     assert "my_own: is no published category" in notes
 
 
@@ -644,7 +644,7 @@ def test_missing_masks_are_told_and_none_are_used(tmp_path: Path) -> None:
     problem = MVTecAD(tmp_path).problem("bottle")
     assert problem.test.read_mask is None
     assert problem.facts == {"abnormal_without_mask": 1}
-    assert "bottle: 1 of 2 abnormal pictures have no mask, so none are used" in MVTecAD(tmp_path).check()
+    assert "bottle: 1 of 2 abnormal images have no mask, so none are used" in MVTecAD(tmp_path).check()
 
 
 def test_broken_categories_are_named(tmp_path: Path) -> None:
@@ -659,18 +659,18 @@ def test_broken_categories_are_named(tmp_path: Path) -> None:
     save(mask, np.ones((5, 8), dtype=np.uint8))
     test = MVTecAD(tmp_path).problem("bottle").test
     assert test.read_mask is not None
-    with pytest.raises(InputError, match=r"5 x 8 pixels, its picture 6 x 8") as caught:
+    with pytest.raises(InputError, match=r"5 x 8 pixels, its image 6 x 8") as caught:
         test.read_mask(2)
     assert caught.value.where == str(mask)
 
     picture = remade() / "train" / "good" / "001.png"
     picture.write_bytes(picture.read_bytes()[:60])
-    with pytest.raises(InputError, match="cannot be read as a picture") as caught:
+    with pytest.raises(InputError, match="cannot be read as an image") as caught:
         MVTecAD(tmp_path).problem("bottle").training.read(1)
     assert caught.value.where == str(picture)
 
     (remade() / "test" / "good" / "000.png").unlink()
-    with pytest.raises(InputError, match="good: holds no pictures"):
+    with pytest.raises(InputError, match="good: holds no images"):
         MVTecAD(tmp_path).problem("bottle")
     (tmp_path / "bottle" / "test" / "good").rmdir()
     with pytest.raises(InputError, match=r"good: is missing.*Fill in the form"):
@@ -679,14 +679,14 @@ def test_broken_categories_are_named(tmp_path: Path) -> None:
     for kind in ("crack", "cut"):
         (remade() / "test" / kind / "000.png").unlink()
     (tmp_path / "bottle" / "test" / "crack" / "000.png").unlink()
-    with pytest.raises(InputError, match="no pictures with defects"):
+    with pytest.raises(InputError, match="no images with defects"):
         MVTecAD(tmp_path).problem("bottle")
 
 
 @pytest.mark.parametrize("below", ["", "BTech_Dataset_transformed"])
 def test_btad_with_its_names_and_extensions(below: str, tmp_path: Path) -> None:
     root = tmp_path / below
-    # As published: BMP pictures with PNG masks, PNG with PNG, BMP with BMP.
+    # As published: BMP images with PNG masks, PNG with PNG, BMP with BMP.
     extensions = {"01": ("bmp", "png"), "02": ("png", "png"), "03": ("bmp", "bmp")}
     pictures, masks = {}, {}
     for seed, (name, (ending, mask_ending)) in enumerate(extensions.items()):
@@ -705,7 +705,7 @@ def test_btad_with_its_names_and_extensions(below: str, tmp_path: Path) -> None:
         assert problem.test.read_mask is not None
         np.testing.assert_array_equal(problem.test.read(1), pictures[name], strict=True)
         np.testing.assert_array_equal(problem.test.read_mask(1), masks[name] > 0, strict=True)
-    assert "02: 1 + 1 + 1 pictures (training + normal + abnormal), not 399 + 30 + 200" in found.check()
+    assert "02: 1 + 1 + 1 images (training + normal + abnormal), not 399 + 30 + 200" in found.check()
 
 
 def write_visa(root: Path) -> dict[str, np.ndarray]:
@@ -742,7 +742,7 @@ def test_visa_follows_its_table(tmp_path: Path) -> None:
         assert problem.test.kinds == ("normal", kind)
         assert problem.test.read_mask is not None
         np.testing.assert_array_equal(problem.test.read_mask(1), written[name] > 0, strict=True)
-    assert "candle: 2 + 1 + 1 pictures (training + normal + abnormal), not 900 + 100 + 100" in found.check()
+    assert "candle: 2 + 1 + 1 images (training + normal + abnormal), not 900 + 100 + 100" in found.check()
 
 
 def test_broken_visa_is_named(tmp_path: Path) -> None:
@@ -753,7 +753,7 @@ def test_broken_visa_is_named(tmp_path: Path) -> None:
         (whole.replace("object,split", "object,side"), "no table with rows and the columns"),
         ("object,split,label,image,mask\n", "no table with rows"),
         (whole.replace("candle,test,normal", "candle,probe,normal"), "line 4 is neither train nor test"),
-        (whole.replace("candle,train,normal", "candle,train,anomaly"), "trains on abnormal pictures of candle"),
+        (whole.replace("candle,train,normal", "candle,train,anomaly"), "trains on abnormal images of candle"),
         (whole.replace("candle,test", "candle,train"), "has no test rows of candle"),
         (whole + "pcb1,test\n", "line 10 is too short"),
     ]:
@@ -785,7 +785,7 @@ def sign_picture(kind: int, seed: int, size: int) -> np.ndarray:
 
 
 def write_gtsrb(root: Path, kinds: tuple[int, ...] = (13, 14), tracks: int = 2) -> dict[str, np.ndarray]:
-    """Tables and pictures as the three archives unpack; of each class ``tracks`` training pictures and two others."""
+    """Tables and images as the three archives unpack; of each class ``tracks`` training images and two others."""
     base = root / "GTSRB"
     header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
     written, tests = {}, [header]
@@ -829,7 +829,7 @@ def test_stop_signs_are_read_without_their_border(inner: bool, tmp_path: Path) -
         "adversarial/00003_as_01.png",
         "adversarial/found_elsewhere.png",
     )
-    # An adversarial picture is of the sign that it is made of.
+    # An adversarial image is of the sign that it is made of.
     assert problem.test.groups == ("00002", "00003", "00003", "found_elsewhere.png")
     assert problem.test.kinds == ("stop_sign", "stop_sign", "adversarial", "adversarial")
     for side in (problem.training, problem.test):
@@ -838,15 +838,15 @@ def test_stop_signs_are_read_without_their_border(inner: bool, tmp_path: Path) -
                 np.testing.assert_array_equal(side.read(index), written[name], strict=True)
     np.testing.assert_array_equal(problem.test.read(2), first)
     assert found.check() == [
-        "2 training pictures of stop signs, the protocol has 780",
-        "2 test pictures of stop signs, the protocol has 270",
-        "2 adversarial pictures, the protocol has 20",
+        "2 training images of stop signs, the protocol has 780",
+        "2 test images of stop signs, the protocol has 270",
+        "2 adversarial images, the protocol has 20",
     ]
 
 
 def test_broken_gtsrb_is_named(tmp_path: Path) -> None:
     write_gtsrb(tmp_path)
-    with pytest.raises(InputError, match=r"no adversarial pictures.*examples/adversarial_stop_signs\.py"):
+    with pytest.raises(InputError, match=r"no adversarial images.*examples/adversarial_stop_signs\.py"):
         GTSRBStopSigns(tmp_path).problem("stop_sign")
     save(tmp_path / "adversarial" / "00003_as_01.png", noise(0, 9, 9, 3))
     table = tmp_path / "GTSRB" / "Final_Training" / "Images" / "00014" / "GT-00014.csv"
@@ -885,6 +885,7 @@ def test_the_attack_says_that_its_library_is_absent(monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "adversarial").exists()
 
 
+@pytest.mark.slow
 def test_the_attacked_network_learns_the_signs(tmp_path: Path) -> None:
     import torch
 
@@ -923,7 +924,7 @@ def test_adversarial_stop_signs(tmp_path: Path) -> None:
         script["main"](arguments)
 
 
-# --- picture files --------------------------------------------------------------------------------------------------
+# --- image files --------------------------------------------------------------------------------------------------
 
 
 def test_pictures_are_read_as_they_are_stored(tmp_path: Path) -> None:
@@ -946,6 +947,7 @@ def test_pictures_are_read_as_they_are_stored(tmp_path: Path) -> None:
 # --- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("published", "file", "mean"),
     [(MNIST, "mnist/mnist_full.npz", 33.32), (FashionMNIST, "fashion_mnist/fashion_mnist_full.npz", 72.94)],
@@ -966,6 +968,7 @@ def test_real_idx_sets(published: type[MNIST], file: str, mean: float, real_data
     assert abs(float(pictures.mean()) - mean) < 1
 
 
+@pytest.mark.slow
 def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     runpy.run_path(str(real_data / "unpack.py"))["cifar10"](folder)
@@ -974,7 +977,7 @@ def test_real_cifar10(real_data: Path, tmp_path: Path) -> None:
     problem = found.problem("dog")
     assert (len(problem.training), len(problem.test), int(problem.test.labels.sum())) == (5000, 10000, 9000)
     notes = found.check()
-    assert "train: a part of the set: no pictures of bird, cat, deer, frog, horse, ship, truck" in notes
+    assert "train: a part of the set: no images of bird, cat, deer, frog, horse, ship, truck" in notes
     assert not any(note.startswith("test") for note in notes)
     with (folder / "test_batch").open("rb") as file:
         batch = pickle.load(file, encoding="bytes")

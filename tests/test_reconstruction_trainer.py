@@ -64,6 +64,7 @@ def test_training_lowers_the_error(name: str, tmp_path: Path) -> None:
     assert history[-1]["val_loss"] < history[0]["val_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_stopped_run_goes_on_to_the_same_weights(name: str, tmp_path: Path) -> None:
     whole = Run(name, 5, schedule=True)

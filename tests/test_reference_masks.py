@@ -42,6 +42,7 @@ def nearest(mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target
     return found, sure
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), shape=st.tuples(*[st.integers(4, 9)] * 3))
 def test_a_mask_is_laid_on_its_scan_by_the_nearest_voxel(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import measure_speed
 from monai_anomaly.__main__ import main
-from monai_anomaly.benchmarks.pages import refreshed_page
+from monai_anomaly.benchmarks.pages import drawn_results, refreshed_page
 from monai_anomaly.exceptions import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,7 +39,9 @@ def test_the_page_shows_what_the_files_hold(name, kinds):
     text = page.read_text(encoding="utf-8")
     for kind in kinds:
         assert f"<!-- benchmark {kind} results/" in text
-    assert refreshed_page(page) == text
+    draw = {"table": drawn_results, "speed": measure_speed._drawn}
+    for kind in kinds:
+        assert refreshed_page(page, kind, draw[kind]) == text
 
 
 def test_a_page_is_drawn_anew_in_place(tmp_path):
@@ -52,17 +55,17 @@ def test_a_page_is_drawn_anew_in_place(tmp_path):
     assert "old" not in text
     assert "| one | 50.0 | 50.0 |" in text
     assert "| other | 75.0 | 75.0 |" in text
-    assert refreshed_page(page) == text
+    assert refreshed_page(page, "table", drawn_results) == text
 
 
 def test_a_missing_file_is_named(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- benchmark table gone.jsonl -->\n<!-- end -->\n")
     with pytest.raises(InputError, match=r"gone\.jsonl: does not exist"):
-        refreshed_page(page)
+        refreshed_page(page, "table", drawn_results)
 
 
-def test_measurements_are_drawn_by_section(tmp_path):
+def test_measurements_are_drawn_by_section(tmp_path, capsys):
     context = {
         "machine": {"processor": "P", "threads": 1, "cores": 2},
         "clock": "CPU seconds",
@@ -75,9 +78,10 @@ def test_measurements_are_drawn_by_section(tmp_path):
     (tmp_path / "speed.json").write_text(json.dumps({"sections": {"volume": section}}))
     page = tmp_path / "page.md"
     page.write_text("<!-- benchmark speed speed.json volume -->\n<!-- end -->\n")
-    text = refreshed_page(page)
+    assert measure_speed.main(["--refresh", str(page)]) == 0
+    text = page.read_text()
     assert "| x | 2 |" in text
     assert "P, 1 of 2 cores; CPU seconds; load 0.5 before; 2026-01-02; torch 2" in text
     page.write_text("<!-- benchmark speed speed.json growth -->\n<!-- end -->\n")
-    with pytest.raises(InputError, match=r"speed\.json: holds no measurement growth"):
-        refreshed_page(page)
+    assert measure_speed.main(["--refresh", str(page)]) == 1
+    assert "speed.json: holds no measurement growth" in capsys.readouterr().err

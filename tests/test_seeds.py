@@ -9,34 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_runs import detect
+from bundle_runs import detect, figures_of
 
+from monai_anomaly.engines.seeds import read_evaluations, seed_figures
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.report.seeds import read_evaluations, seed_spreads
+from monai_anomaly.metrics import Figure, FigureTable
 
 pytest_plugins = ["bundle_fixtures"]
 
 
 def run(seed: int, auroc: float | None, **changes: Any) -> dict[str, Any]:
     """What an evaluation writes, as far as it matters here."""
-    estimate = {"value": auroc, "undefined": None if auroc is not None else "one class"}
-    return {
+    settings = {
         "method": {"name": "A", "settings": {"width": 4, "training": {"seed": seed, "epochs": [3]}}},
         "cohort": [{"name": "training", "sha256": f"{seed}"}, {"name": "test", "sha256": "same"}],
-        "metrics": [{"level": "image", "key": "auroc"}],
-        "detectors": [
-            {"name": "B", "levels": {"image": {"auroc": {"value": 0.1}}}},
-            {"name": "A", "levels": {"image": {"auroc": estimate}}},
-        ],
         **changes,
     }
+    own = Figure("A", "image", "", "auroc", auroc, note="" if auroc is not None else "one class")
+    return {"settings": settings, "figures": FigureTable([Figure("B", "image", "", "auroc", 0.1), own])}
 
 
 def test_values_are_those_of_the_method_by_seed() -> None:
-    (spread,) = seed_spreads(run(0, 0.5), {"one": run(1, 0.7), "two": run(2, None)})
-    assert (spread.detector, spread.level, spread.metric) == ("A", "image", "auroc")
-    assert spread.values == {0: 0.5, 1: 0.7}
-    assert spread.mean == pytest.approx(0.6)
+    (figure,) = seed_figures(*run(0, 0.5).values(), {"one": run(1, 0.7), "two": run(2, None)})
+    assert figure[:4] == ("A", "image", "seeds: 0, 1, 2", "auroc")
+    assert (figure.value, figure.low, figure.high, figure.n) == (pytest.approx(0.6), 0.5, 0.7, 2)
+    assert figure.note.startswith("standard deviation 0.1414;")
 
 
 @pytest.mark.parametrize(
@@ -53,14 +50,14 @@ def test_values_are_those_of_the_method_by_seed() -> None:
 )
 def test_runs_that_do_not_belong_together_are_refused(other: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=f"OUT1: {problem}|OUT1: has other method and {problem}"):
-        seed_spreads(run(0, 0.5), {"OUT1": other})
+        seed_figures(*run(0, 0.5).values(), {"OUT1": other})
 
 
 def test_a_run_of_no_known_seed_is_refused() -> None:
     nameless = copy.deepcopy(run(0, 0.5))
-    del nameless["method"]["settings"]["training"]["seed"]
+    del nameless["settings"]["method"]["settings"]["training"]["seed"]
     with pytest.raises(InputError, match="does not know its training seed"):
-        seed_spreads(nameless, {})
+        seed_figures(*nameless.values(), {"OUT1": nameless})
 
 
 def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
@@ -68,6 +65,7 @@ def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
         read_evaluations([tmp_path / "gone"])
 
 
+@pytest.mark.slow
 def test_the_report_tells_the_spread(trained: Path, evaluated: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     # the same weights under another seed: what is told must be the mean of two equal figures
     other = tmp_path / "other"
@@ -77,8 +75,9 @@ def test_the_report_tells_the_spread(trained: Path, evaluated: Path, tiny_cohort
     content["training"]["seed"] += 1
     described.write_text(json.dumps(content))
     out = detect(other, tmp_path / "out", tiny_cohort, "evaluate", overview_slices=0, other_seeds=[str(evaluated)])
-    found = json.loads((out / "metrics.json").read_text())
-    (spread,) = [s for s in found["evaluation"]["spreads"] if (s["level"], s["metric"]) == ("image", "auroc")]
-    assert len(spread["values"]) == 2
-    assert spread["mean"] == pytest.approx(found["image"]["auroc"])
-    assert "Spread over seeds" in (out / "report.html").read_text()
+    figures = figures_of(out)
+    [group] = {row.group for row in figures if row.group.startswith("seeds")}
+    spread = figures.find("ProxyAno", "image", "auroc", group)
+    assert spread is not None
+    assert (spread.n, spread.value) == (2, pytest.approx(figures.value("ProxyAno", "image", "auroc")))
+    assert "over training seeds" in (out / "report.html").read_text()

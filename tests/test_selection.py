@@ -137,6 +137,7 @@ def test_few_images_and_pixels_give_an_estimate(cohort: Cohort) -> None:
     assert few.score(Known("image")) == few.score(Known("image"))
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_epoch_are_kept(whole: Run, cohort: Cohort, tmp_path: Path) -> None:
     rows = whole.rows()
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -158,6 +159,7 @@ def test_the_weights_of_the_best_epoch_are_kept(whole: Run, cohort: Cohort, tmp_
     assert torch.equal(files.network.calibration.scores, whole.network.calibration.scores)
 
 
+@pytest.mark.slow
 def test_the_default_is_the_last_epoch(whole: Run, cohort: Cohort, tmp_path: Path) -> None:
     last = Run(cohort, tmp_path, select_by=None).go()
     assert last.history == whole.history
@@ -166,6 +168,7 @@ def test_the_default_is_the_last_epoch(whole: Run, cohort: Cohort, tmp_path: Pat
     assert load_detector(tmp_path / "models").description["training"]["selection"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (3, 2), (6, 3)])
 def test_killed_and_resumed_it_ends_the_same(whole: Run, cohort: Cohort, tmp_path: Path, epoch: int, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -177,6 +180,7 @@ def test_killed_and_resumed_it_ends_the_same(whole: Run, cohort: Cohort, tmp_pat
     assert same(Run(cohort, tmp_path).go().weights(), whole.weights())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_interval", [1, 4])
 def test_more_epochs_go_on_from_fewer(cohort: Cohort, tmp_path: Path, save_interval: int) -> None:
     options = {"val_interval": 2, "save_interval": save_interval}
@@ -214,6 +218,7 @@ def test_refused_without_validation_patients_or_by_another_name(cohort: Cohort, 
         Run(Cohort(cohort.root, cohort.training, cohort.calibration, [], validation=bad), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_bundle_chooses(name: str, tiny_cohort: Path, tmp_path: Path) -> None:
     options = {**COMMON, **TINY[name], "max_epochs": 2, "select_by": "synthetic_lesions"}

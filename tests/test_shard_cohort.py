@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from bundle_runs import cohort_evaluator
 
-from monai_anomaly.benchmarks.speed_cohort import simulated_cohort
 from monai_anomaly.data import ScanDataset, ScanPreprocessing, load_cohort
-from monai_anomaly.engines import CohortEvaluator, scan_loader
+from monai_anomaly.engines import scan_loader
 from monai_anomaly.networks import IntensityThreshold
+from speed_cohort import simulated_cohort
 
 PATH = Path(__file__).parents[1] / "examples" / "shard_cohort.py"
 
@@ -44,9 +45,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score(source: Path, output: Path) -> None:
     preprocessing = ScanPreprocessing((32, 32))
     loader = scan_loader(ScanDataset(load_cohort(source).test, preprocessing))
-    evaluator = CohortEvaluator(
-        IntensityThreshold(), preprocessing, loader, output, alpha=None, overview_slices=0, report=False, progress=False
-    )
+    evaluator = cohort_evaluator(IntensityThreshold(), preprocessing, loader, output, alpha=None, report=False)
     evaluator.run()
     evaluator.finish()
 

@@ -85,6 +85,7 @@ def test_the_inverse_has_the_shape_and_place_of_the_scan(
     assert float(back.max()) <= 1 + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(affine=affines(), shape=shapes, axis=axes, room=st.tuples(st.integers(0, 5), st.integers(0, 5)))
 def test_without_resampling_every_value_and_place_is_kept(
@@ -124,6 +125,7 @@ def centre_of_mass(volume: np.ndarray) -> np.ndarray:
     return (index * volume[..., None]).sum(axis=(0, 1, 2)) / volume.sum()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     affine=affines(),
@@ -242,9 +244,9 @@ def test_air_outside_the_window_is_cut_off() -> None:
 def test_pictures_keep_their_orientation() -> None:
     picture = np.random.default_rng(0).random((3, 16, 24, 1), dtype=np.float32)
     for axis in SLICE_AXES:
-        for spacing in (None, 0.3):  # a picture has no millimetres
+        for spacing in (None, 0.3):  # an image has no millimetres
             grid = SliceGrid((24, 24), axis, spacing)
-            stack = grid(scan(picture, kind="picture"))
+            stack = grid(scan(picture, kind="image"))
             assert stack.shape == (3, 24, 24, 1)
             np.testing.assert_array_equal(stack[:, 4:20].numpy(), picture)
             np.testing.assert_array_equal(grid.inverse(stack).numpy(), picture)

@@ -1,4 +1,4 @@
-"""Training: both stages learn, a killed run goes on to the same weights, foreign checkpoints and NaN are refused."""
+"""Training: both stages learn, a killed run goes on to the same weights, foreign checkpoints and NaN are rejected."""
 
 from __future__ import annotations
 
@@ -145,6 +145,7 @@ def assert_same(run: Run, other: Run) -> None:
     assert run.history == other.history
 
 
+@pytest.mark.slow
 def test_both_stages_learn(uninterrupted: Run) -> None:
     history = uninterrupted.history
     assert [(row["stage"], row["epoch"]) for row in history] == [
@@ -169,12 +170,14 @@ def test_files_of_a_training(uninterrupted: Run) -> None:
     assert all(torch.equal(value, state[key]) for key, value in uninterrupted.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_runs_repeat_to_the_bit(cohort: list[dict[str, Any]], tmp_path: Path, uninterrupted: Run) -> None:
     assert_same(Run(cohort, tmp_path).go(), uninterrupted)
     other = Run(cohort, tmp_path / "other", seed=6).go()
     assert not torch.equal(other.network.proxy_module.memory.items, uninterrupted.network.proxy_module.memory.items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "epoch", "step"),
     [
@@ -206,6 +209,7 @@ def test_killed_in_an_epoch_and_resumed(
     assert len(ran) == 3 * ((4 - epoch + 1) + (4 if stage == "proxy extraction" else 0))
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints(cohort: list[dict[str, Any]], tmp_path: Path, uninterrupted: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         Run(cohort, tmp_path, save_interval=3, handlers=[Killer("proxy extraction", 3, 1)]).go()
@@ -218,6 +222,7 @@ def test_killed_between_checkpoints(cohort: list[dict[str, Any]], tmp_path: Path
     assert_same(Run(cohort, tmp_path, save_interval=3).go(), uninterrupted)
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_fewer(cohort: list[dict[str, Any]], tmp_path: Path, uninterrupted: Run) -> None:
     for epochs in ((2, 0), (4, 0), (4, 3), (4, 4), (4, 4)):
         run = Run(cohort, tmp_path, epochs=epochs).go()
@@ -266,6 +271,7 @@ def test_checkpoint_of_other_data_is_refused(cohort: list[dict[str, Any]], unint
         Run([cohort[0], cohort[2], cohort[1]], uninterrupted.training.output_dir).go()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"broken"])
 def test_unreadable_checkpoint(cohort: list[dict[str, Any]], tmp_path: Path, content: bytes) -> None:
     (tmp_path / "training").mkdir()
@@ -301,6 +307,7 @@ def test_a_loss_that_is_not_finite_is_refused(cohort: list[dict[str, Any]], tmp_
     assert all(value.isfinite().all() for value in saved["network"].values())  # of the last sound epoch
 
 
+@pytest.mark.slow
 def test_the_first_module_is_frozen_in_the_second_stage(cohort: list[dict[str, Any]], tmp_path: Path) -> None:
     run = Run(cohort, tmp_path, epochs=(1, 0)).go()
     before = {key: value.clone() for key, value in run.network.proxy_module.state_dict().items()}
@@ -317,6 +324,7 @@ def test_scans_with_other_channels_than_the_network(cohort: list[dict[str, Any]]
         DetectorTraining(ProxyAno(in_channels=3, channels=(4,)), [], run.training.data, tmp_path)
 
 
+@pytest.mark.slow
 def test_bad_scans_end_the_training_with_their_names(cohort: list[dict[str, Any]], tmp_path: Path) -> None:
     bad = {**cohort[2], "image": str(tmp_path / "gone.nii.gz"), "case": "gone"}
     run = Run([*cohort[:2], cohort[2], bad], tmp_path / "out", epochs=(1, 1)).go()

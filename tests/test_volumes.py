@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import detect, head, refusal, table, train_small, write_nifti
+from bundle_runs import cohort_evaluator, detect, figures_of, head, refusal, table, train_small, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from monai_anomaly.data import Cohort, ScanDataset, ScanPreprocessing, SliceDataset
 from monai_anomaly.engines import (
-    CohortEvaluator,
     ImageReconstructionTrainer,
     ProxyExtractionTrainer,
     StackInferer,
@@ -154,7 +153,7 @@ def test_the_order_that_a_scan_is_stored_in_does_not_matter(
             turned[:3, axis] *= -1
             stored = np.flip(stored, 1 + axis)
     grid = VolumeGrid(size, spacing)
-    # nothing is tissue, so that nothing is refused
+    # nothing is tissue, so that nothing is rejected
     plain = grid(scan(values, affine, foreground_level=[1.0]))
     other = grid(scan(stored, turned, foreground_level=[1.0]))
     assert torch.equal(plain.as_tensor(), other.as_tensor())
@@ -164,6 +163,7 @@ def test_the_order_that_a_scan_is_stored_in_does_not_matter(
     np.testing.assert_array_equal(unturned.transpose(0, *(1 + np.argsort(order))), back)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(affine=affines(), shape=shapes, room=st.tuples(*[st.integers(0, 5)] * 3))
 def test_without_resampling_every_value_and_place_is_kept(
@@ -325,7 +325,7 @@ def test_a_change_goes_back_as_the_difference_of_both_images(tmp_path: Path, siz
 def test_pictures_tiles_and_odd_sizes_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)).save(tmp_path / "a.png")
     chain = ScanPreprocessing((16, 16, 16))
-    with pytest.raises(InputError, match=r"a\.png: is a picture, and an image_size of three numbers") as caught:
+    with pytest.raises(InputError, match=r"a\.png: is an image, and an image_size of three numbers") as caught:
         chain.stack(chain.load(str(tmp_path / "a.png")))
     assert "spatial_dims 2" in caught.value.remedy
     with pytest.raises(ValueError, match=r"tiles cut slices; .*got \(2, 1\)"):
@@ -392,6 +392,7 @@ class Bright(AnomalyDetector):
         return AnomalyOutput(image * self.weight, score, image / 2 if self.restores else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restores", [True, False])
 def test_a_volume_is_run_whole_and_its_map_lies_on_the_scan(tmp_path: Path, restores: bool) -> None:
     network, chain = Bright(restores), ScanPreprocessing((SIDE,) * 3)
@@ -401,9 +402,7 @@ def test_a_volume_is_run_whole_and_its_map_lies_on_the_scan(tmp_path: Path, rest
     assert torch.equal(output.anomaly_map, stack.as_tensor() * 3)
     assert torch.equal(output.anomaly_score, (stack.as_tensor().max() * 3)[None])
     assert (output.restoration is not None) == restores
-    evaluator = CohortEvaluator(
-        network, chain, scan_loader(data, chain), tmp_path / "out", overview_slices=1, progress=False
-    )
+    evaluator = cohort_evaluator(network, chain, scan_loader(data, chain), tmp_path / "out", overview_slices=1)
     evaluator.run()
     assert not evaluator.failures
     for item in data:
@@ -431,6 +430,7 @@ def tiny() -> ProxyAno:
     return ProxyAno(spatial_dims=3, channels=[4, 8], latent_channels=4, num_items=8)
 
 
+@pytest.mark.slow
 def test_detect_script_and_onnx_of_a_volume(tmp_path: Path) -> None:
     network = tiny().eval()
     volume = torch.rand(2, 1, 8, 12, 16)
@@ -459,6 +459,7 @@ def test_detect_script_and_onnx_of_a_volume(tmp_path: Path) -> None:
         network.detect(volume[..., 0])
 
 
+@pytest.mark.slow
 def test_both_stages_learn_on_volumes(tmp_path: Path) -> None:
     cohort = items(tmp_path, range(3))
     network = tiny()
@@ -496,6 +497,7 @@ def volumes_run(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return train_small(tmp_path_factory.mktemp("volumes"), tiny_cohort, "volumes", **OVERLAY)
 
 
+@pytest.mark.slow
 def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     described = json.loads((volumes_run / "models" / "detector.json").read_text())
     assert described["preprocessing"]["image_size"] == [16, 16, 16]
@@ -503,8 +505,7 @@ def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohor
     assert described["calibration_patients"] == 19
     out = detect(volumes_run, tmp_path / "out", tiny_cohort, "evaluate", overview_slices=1)
     assert len(table(out / "predictions.csv")) == 5
-    pixel = json.loads((out / "metrics.json").read_text())["pixel"]
-    assert 0 <= pixel["auroc"] <= 1
+    assert 0 <= (figures_of(out).value("ProxyAno", "pixel", "auroc") or -1) <= 1
     for seed, case in ((90, "a0"), (91, "a1")):  # as stored in RAS order, and in another
         voxels, _, affine = head(seed)
         (folder,) = [f.parent for f in out.rglob("anomaly_map.nii.gz") if f.parent.name.endswith(case)]
@@ -516,6 +517,7 @@ def test_bundle_trains_and_evaluates_whole_volumes(volumes_run: Path, tiny_cohor
         assert nib.load(folder / "anomaly_map.nii.gz").get_fdata().std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:SuperpixelImage")  # cells of 9 pixels in slices of 16
 def test_bundle_refuses_sizes_and_networks_that_do_not_fit(tiny_cohort: Path, tmp_path: Path) -> None:
     slices = {**OVERLAY, "image_size": [16, 16]}
@@ -532,7 +534,7 @@ def test_bundle_refuses_pictures_for_volumes(volumes_run: Path, tmp_path: Path) 
     with pytest.raises((SystemExit, RuntimeError)) as caught:
         detect(volumes_run, tmp_path / "out", tmp_path / "pictures")
     cause: BaseException | None = caught.value
-    while cause is not None and "is a picture" not in str(cause):
+    while cause is not None and "is an image" not in str(cause):
         cause = cause.__cause__ or cause.__context__
     assert cause is not None
-    assert "is a picture" in table(tmp_path / "out" / "failures.csv")[0]["error"]
+    assert "is an image" in table(tmp_path / "out" / "failures.csv")[0]["error"]

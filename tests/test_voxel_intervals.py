@@ -38,6 +38,7 @@ def obvious(drawn: list[Scan], threshold: float) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10_000),
     normal=st.sampled_from([0, 2, 3]),

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, what is refused, and the checked download."""
+"""Files of weights: what is read, what is rejected, and the checked download."""
 
 from __future__ import annotations
 

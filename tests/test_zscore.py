@@ -95,6 +95,7 @@ def test_a_lesion_stands_out_by_its_sign() -> None:
         assert tuple((output.anomaly_map[:, 0, 2, 2] > 3).tolist()) == higher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "sign"), [(2, "both"), (3, "dark")])
 def test_torchscript_onnx_and_configuration(dims: int, sign: str, tmp_path: Path) -> None:
     detector = fitted(dims, 2, sign=sign)

@@ -18,7 +18,7 @@ _BASELINES = ("intensity", "zscore")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``benchmark``, and of ``benchmark table``, ``benchmark plot`` and ``benchmark speed``.
+    """The arguments of ``benchmark``, and of ``benchmark table`` and ``benchmark plot``.
 
     Args:
         parser: of the command.
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--track-auroc", action="store_true", help="test AUROC after every epoch, for plots alone")
     parser.add_argument("--no-progress", action="store_true")
     parser.set_defaults(what="run")
-    further = parser.add_subparsers(dest="further", metavar="table | plot | speed")
+    further = parser.add_subparsers(dest="further", metavar="table | plot")
 
     table = further.add_parser("table", help="print results beside the papers' figures")
     table.add_argument("results", nargs="*", type=Path, help="folders of runs, or files of JSON lines")
@@ -59,10 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plot.add_argument("--to", type=Path, help="folder of the PNGs; FOLDER/plots by default")
     plot.set_defaults(what="plot")
 
-    from .speed_cli import add_speed_arguments
-
-    add_speed_arguments(further.add_parser("speed", help="measure what methods, their parts and peers cost"))
-
 
 def run(given: argparse.Namespace) -> int:
     """Do what the arguments ask for.
@@ -73,18 +69,16 @@ def run(given: argparse.Namespace) -> int:
     Returns:
         The exit code: 0, or 1 where a unit failed.
     """
-    from .speed_cli import run_speed
-
-    return {"run": _run, "table": _table, "plot": _plot, "speed": run_speed}[given.what](given)
+    return {"run": _run, "table": _table, "plot": _plot}[given.what](given)
 
 
 def _table(given: argparse.Namespace) -> int:
-    from .pages import refreshed_page
+    from .pages import drawn_results, refreshed_page
     from .results import read_results
     from .table import build_tables, render
 
     if given.refresh is not None:
-        given.refresh.write_text(refreshed_page(given.refresh), encoding="utf-8")
+        given.refresh.write_text(refreshed_page(given.refresh, "table", drawn_results), encoding="utf-8")
         return 0
     if not given.results:
         raise InputError("benchmark table", "no results are given", "Name folders of runs, or files of JSON lines.")
@@ -100,7 +94,7 @@ def _plot(given: argparse.Namespace) -> int:
     for name, wanted in (("suite", given.of_suite and [given.of_suite]), ("method", given.only_methods)):
         rows = [row for row in rows if not wanted or row[name] in wanted]
     if not rows:
-        raise InputError(given.folder, "no finished unit", "Run the benchmark first, or name another folder.")
+        raise InputError(given.folder, "no finished run", "Run the benchmark first, or name another folder.")
     for path in draw(given.folder, rows, given.kind, given.to):
         print(path)
     return 0
@@ -148,7 +142,7 @@ def _run(given: argparse.Namespace) -> int:
         "with another process": outcome.elsewhere,
         "failed": outcome.failures,
     }
-    print("; ".join(f"{len(units)} units {state}" for state, units in counts.items() if units or state == "finished"))
+    print("; ".join(f"{len(units)} runs {state}" for state, units in counts.items() if units or state == "finished"))
     print(f"results: {given.out}; research use only, not for diagnosis")
     for unit, error in outcome.failures.items():
         print(f"failed: {unit}: {error}", file=sys.stderr)

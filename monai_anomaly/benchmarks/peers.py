@@ -1,8 +1,8 @@
-"""Detectors of anomalib on the same pictures, splits and metrics, through the optional extra ``peers``.
+"""Detectors of anomalib on the same images, splits and metrics, through the optional extra ``external baselines``.
 
 anomalib's networks are wrapped as detectors, its own losses, optimisers and settings are kept, and its training loop is
 replaced by the stages of this package. What anomalib gives is what is scored: its raw maps and scores, without its
-normalisation or thresholds, which it fits on test pictures by default. The pretrained encoder has the weights that timm
+normalisation or thresholds, which it fits on test images by default. The pretrained encoder has the weights that timm
 downloads, or those of a file, so that it can be the very encoder of the methods beside it.
 
 References:
@@ -32,7 +32,7 @@ from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
 
 __all__ = ["CoresetPeer", "FeaturePeer", "FeaturePeerTrainer", "random_backbones"]
 
-# Of the pictures that the encoders were trained on; anomalib's own pre-processing.
+# Of the images that the encoders were trained on; anomalib's own pre-processing.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -75,7 +75,7 @@ class _Peer(AnomalyDetector):
     Args:
         network: dotted path of its class under ``anomalib.models.image``.
         encoder: attribute of the network that holds the pretrained encoder.
-        in_channels: 1 or 3; a gray picture is repeated.
+        in_channels: 1 or 3; a gray image is repeated.
         arguments: of the class.
         weights: file of the encoder's weights, in torchvision's format; None: those that timm downloads.
 

@@ -101,7 +101,7 @@ def _roc_figure(grid: np.ndarray, lines: Mapping[str, np.ndarray], title: str) -
 
 
 def _montage(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
-    """Of each unit the most normal and the most anomalous test pictures, those of the normal class above."""
+    """Of each unit the most normal and the most anomalous test images, those of the normal class above."""
     figures = {}
     for row in results:
         shown = _shown(folder, row)
@@ -112,8 +112,8 @@ def _montage(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             places = np.flatnonzero(shown["labels"] == label)
             ranked = places[np.argsort(shown["scores"][places], kind="stable")]
             half = (len(ranked) + 1) // 2
-            lines[f"{name} pictures,\nlowest scores"] = ranked[:half]
-            lines[f"{name} pictures,\nhighest scores"] = ranked[::-1][:half]
+            lines[f"{name} images,\nlowest scores"] = ranked[:half]
+            lines[f"{name} images,\nhighest scores"] = ranked[::-1][:half]
         lines = {name: places for name, places in lines.items() if len(places)}
         width = max(len(places) for places in lines.values())
         figure, panels = _figure(len(lines) * width, (0.9 * width + 1.6, 1.15 * len(lines) + 0.5), rows=len(lines))
@@ -133,7 +133,7 @@ def _montage(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
 
 
 def _maps(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
-    """Of each unit input, mask, restoration and map of its most anomalous and its most normal pictures."""
+    """Of each unit input, mask, restoration and map of its most anomalous and its most normal images."""
     figures = {}
     for row in results:
         shown = _shown(folder, row)
@@ -153,7 +153,7 @@ def _maps(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
                 panel = panels[r * len(kinds) + c]
                 panel.set_axis_off()
                 if kind == "maps":
-                    # one scale for all, or a normal picture's map would look like an abnormal one's
+                    # one scale for all, or a normal image's map would look like an abnormal one's
                     panel.imshow(maps[r], cmap="cividis", vmin=low, vmax=high)
                 elif kind == "masks":
                     panel.imshow(shown[kind][i], cmap="gray", vmin=0, vmax=1)
@@ -189,7 +189,7 @@ def _epochs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             panels[-1].legend(fontsize=6)
         figure.suptitle(_title(runs[-1], seed=False), fontsize=9)
         figures["-".join(key)] = figure
-    return figures, "nothing was trained in these units"
+    return figures, "nothing was trained in these runs"
 
 
 def _draw_losses(panel: Any, runs: Sequence[Mapping[str, Any]], stage: str) -> None:
@@ -229,7 +229,7 @@ def _losses(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
         figure.supylabel("loss", fontsize=8)
         figure.suptitle(f"{key[1]}, {key[2]}, {key[3]} scale", parse_math=False, fontsize=9)
         figures["-".join(key)] = figure
-    return figures, "nothing was trained in these units"
+    return figures, "nothing was trained in these runs"
 
 
 def _runs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
@@ -265,7 +265,7 @@ def _runs(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
 
 
 def _area(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
-    """The score of each test picture against the share of it that its mask covers."""
+    """The score of each test image against the share of it that its mask covers."""
     from scipy.stats import spearmanr
 
     figures = {}
@@ -288,7 +288,7 @@ def _area(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
                 label=name,
                 alpha=0.7,
             )
-        panel.set(xlabel="area of the mask, % of the picture", ylabel="anomaly score")
+        panel.set(xlabel="area of the mask, % of the image", ylabel="anomaly score")
         title = _title(row)
         areas, scores = saved["areas"][abnormal], saved["scores"][abnormal]
         if len(np.unique(areas)) > 1 and len(np.unique(scores)) > 1:

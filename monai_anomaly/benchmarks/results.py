@@ -24,7 +24,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
     Args:
         path: the file.
-        row: JSON-able; a number that is not finite is refused.
+        row: JSON-able; a number that is not finite is rejected.
     """
     line = json.dumps(row, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,11 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path, ensure_writable
 from monai_anomaly.metrics import auroc
 
+from .images import ImageSetReader, content_digest, limited, split_normals
 from .machine import checked_device, hardware
-from .pictures import PictureReader, content_digest, limited, split_normals
 from .processes import claim
 from .results import append_line, read_results
-from .scoring import calibrate_pictures, evaluate, save_scores, save_shown, score_pictures
+from .scoring import calibrate_images, evaluate, save_scores, save_shown, score_images
 from .suites import SCALES, Suite
 from .training import merged_config, train_detector, weights_digest
 
@@ -303,11 +303,11 @@ class BenchmarkRun:
         )
 
     def _read_sample(self, name: str, problem: str) -> str | None:
-        """Names, labels and some pictures of a problem as a hash; None where it cannot be read."""
+        """Names, labels and some images of a problem as a hash; None where it cannot be read."""
         try:
             return _sampled(self._problem(name, problem))
         except Exception:
-            # Pictures fail to be read in many ways: the problem's units meet the same error, and report it one by one.
+            # Images fail to be read in many ways: the problem's units meet the same error, and report it one by one.
             return None
 
     def _differences(self, name: str) -> list[str]:
@@ -316,7 +316,7 @@ class BenchmarkRun:
         try:
             notes = opened.check()
         except InputError as error:
-            # what is wrong with one problem of a set is no reason to refuse the others
+            # what is wrong with one problem of a set is no reason to reject the others
             notes = [str(error)]
         return [note.replace(f"{opened.root}{os.sep}", "") for note in notes]
 
@@ -338,7 +338,7 @@ class BenchmarkRun:
         trained = train_detector(
             parser,
             sides,
-            lambda size, channels: PictureReader(size, channels, scaling),
+            lambda size, channels: ImageSetReader(size, channels, scaling),
             folder,
             seed=seed,
             identity={"unit": unit.digest, "data": data_sha256},
@@ -347,14 +347,14 @@ class BenchmarkRun:
             watch=None
             if not self.track_auroc
             else lambda detector, reader, epoch: tracked.add(
-                epoch, auroc(score_pictures(detector, reader, test, pixels=False).scores, test.labels)
+                epoch, auroc(score_images(detector, reader, test, pixels=False).scores, test.labels)
             ),
         )
         trained_at, cpu_trained_at = time.perf_counter(), time.process_time()
         network = trained.network
-        calibrate_pictures(network, trained.reader, sides.calibration)
+        calibrate_images(network, trained.reader, sides.calibration)
         start_scoring = time.perf_counter()
-        found = score_pictures(network, trained.reader, test)
+        found = score_images(network, trained.reader, test)
         scored_at = time.perf_counter()
         metrics = evaluate(found, test, network, video=problem.video, resamples=limits["resamples"])
         save_scores(self.out / "scores" / f"{unit.name}.npz", found, test)
@@ -441,7 +441,7 @@ class _Tracked:
             temporary.write_text(json.dumps({"unit": self.digest, "curve": self.curve}), encoding="utf-8")
 
 
-# Pictures of each side that tell one copy of a set from another: all of them would be read before anything is shown.
+# Images of each side that tell one copy of a set from another: all of them would be read before anything is shown.
 _SAMPLE = 16
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from monai_anomaly.calibration import least_normals
-from monai_anomaly.data.published import Pictures
+from monai_anomaly.data.published import ImageSet
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.metrics import (
     PixelMetrics,
@@ -22,18 +22,18 @@ from monai_anomaly.metrics import (
 )
 from monai_anomaly.networks import AnomalyDetector
 
-from .pictures import PictureReader, groups_of, picture_batches, resized_mask
+from .images import ImageSetReader, groups_of, image_batches, resized_mask
 
-__all__ = ["TestScores", "calibrate_pictures", "evaluate", "save_scores", "save_shown", "score_pictures"]
+__all__ = ["TestScores", "calibrate_images", "evaluate", "save_scores", "save_shown", "score_images"]
 
 
 @dataclass
 class TestScores:
-    """What a detector says of each test picture.
+    """What a detector says of each test image.
 
     Attributes:
         scores: shape (N,), float64.
-        areas: shape (N,), the share of the picture that the mask covers; None for a set without masks.
+        areas: shape (N,), the share of the image that the mask covers; None for a set without masks.
         pixels: the metrics of the maps against the masks; None for a set without masks.
     """
 
@@ -45,19 +45,19 @@ class TestScores:
 
 
 @torch.no_grad()
-def calibrate_pictures(network: AnomalyDetector, reader: PictureReader, pictures: Pictures) -> None:
+def calibrate_images(network: AnomalyDetector, reader: ImageSetReader, pictures: ImageSet) -> None:
     """Fit ``network.calibration`` on normals that nothing else was fitted on.
 
     Args:
         network: in eval mode.
-        reader: of its pictures.
-        pictures: the calibration normals; each group counts once.
+        reader: of its images.
+        images: the calibration normals; each group counts once.
     """
     device = _device(network)
     items: dict[str, list[float]] = {}
     maxima: dict[str, float] = {}
     names = iter(groups_of(pictures))
-    for batch in picture_batches(pictures, reader):
+    for batch in image_batches(pictures, reader):
         output = network.detect(batch.to(device))
         tops = output.anomaly_map.flatten(1).amax(1).float().cpu().tolist()
         for score, top in zip(output.anomaly_score.float().cpu().tolist(), tops):
@@ -68,22 +68,22 @@ def calibrate_pictures(network: AnomalyDetector, reader: PictureReader, pictures
 
 
 @torch.no_grad()
-def score_pictures(
-    network: AnomalyDetector, reader: PictureReader, pictures: Pictures, pixels: bool = True
+def score_images(
+    network: AnomalyDetector, reader: ImageSetReader, pictures: ImageSet, pixels: bool = True
 ) -> TestScores:
-    """Score pictures, each once.
+    """Score images, each once.
 
     Args:
         network: in eval mode.
-        reader: of its pictures.
-        pictures: the test side.
+        reader: of its images.
+        images: the test side.
         pixels: measure the maps too, where the set has masks.
     """
     device = _device(network)
     scores: list[float] = []
     metrics = PixelMetrics() if pixels and pictures.read_mask is not None else None
     areas: list[float] = []
-    for batch in picture_batches(pictures, reader):
+    for batch in image_batches(pictures, reader):
         output = network.detect(batch.to(device))
         first = len(scores)
         scores += output.anomaly_score.double().cpu().tolist()
@@ -97,23 +97,23 @@ def score_pictures(
     return TestScores(np.array(scores), np.array(areas), metrics.compute())
 
 
-def mask_of(pictures: Pictures, index: int, size: tuple[int, ...]) -> np.ndarray:
-    """The mask of a picture on the grid of its map; nothing of a normal one."""
+def mask_of(pictures: ImageSet, index: int, size: tuple[int, ...]) -> np.ndarray:
+    """The mask of an image on the grid of its map; nothing of a normal one."""
     if not pictures.labels[index] or pictures.read_mask is None:
         return np.zeros(size, dtype=bool)
     return resized_mask(pictures.read_mask(index), size)
 
 
 def evaluate(
-    found: TestScores, pictures: Pictures, network: AnomalyDetector, *, video: bool, resamples: int, alpha: float = 0.05
+    found: TestScores, pictures: ImageSet, network: AnomalyDetector, *, video: bool, resamples: int, alpha: float = 0.05
 ) -> dict[str, Any]:
     """The metrics of the test side.
 
     Args:
         found: its scores.
-        pictures: the test side.
+        images: the test side.
         network: calibrated.
-        video: the pictures are frames of clips.
+        video: the images are frames of clips.
         resamples: of the groups, for intervals; 0: no intervals.
         alpha: rate of false positives that the calibration is asked for.
 
@@ -154,12 +154,12 @@ def _decision(scores: np.ndarray, labels: np.ndarray, network: AnomalyDetector, 
         reason = f"alpha {alpha:g} needs {least_normals(alpha)} calibration groups, there are {groups}"
         return {**result, **dict.fromkeys(rates), "undefined": dict.fromkeys(rates, reason)}
     flagged = network.calibration.item_p_values(torch.from_numpy(scores).float()).cpu().numpy() <= alpha
-    undefined = {name: "no such picture" for name, chosen in rates.items() if not chosen.any()}
+    undefined = {name: "no such image" for name, chosen in rates.items() if not chosen.any()}
     values = {name: float(flagged[chosen].mean()) if chosen.any() else None for name, chosen in rates.items()}
     return {**result, **values, "undefined": undefined}
 
 
-def _video(scores: np.ndarray, pictures: Pictures) -> dict[str, Any]:
+def _video(scores: np.ndarray, pictures: ImageSet) -> dict[str, Any]:
     clips = groups_of(pictures)
     try:
         found: dict[str, Any] = dict(video_metrics(scores, pictures.labels, clips))
@@ -173,13 +173,13 @@ def _video(scores: np.ndarray, pictures: Pictures) -> dict[str, Any]:
     return {**found, "undefined": {name: "a class is absent" for name, value in found.items() if value is None}}
 
 
-def save_scores(path: Path, found: TestScores, pictures: Pictures) -> None:
-    """The scores of each picture, with what ROC curves, break-downs and splits by group need.
+def save_scores(path: Path, found: TestScores, pictures: ImageSet) -> None:
+    """The scores of each image, with what ROC curves, break-downs and splits by group need.
 
     Args:
         path: the ``.npz`` to write.
         found: the scores.
-        pictures: the test side.
+        images: the test side.
     """
     columns: dict[str, np.ndarray] = {
         "names": np.array([str(name) for name in pictures.names]),
@@ -197,17 +197,17 @@ def save_scores(path: Path, found: TestScores, pictures: Pictures) -> None:
 
 @torch.no_grad()
 def save_shown(
-    path: Path, network: AnomalyDetector, reader: PictureReader, pictures: Pictures, scores: np.ndarray, count: int
+    path: Path, network: AnomalyDetector, reader: ImageSetReader, pictures: ImageSet, scores: np.ndarray, count: int
 ) -> None:
-    """The most normal and the most anomalous pictures of both classes, with maps, for montages.
+    """The most normal and the most anomalous images of both classes, with maps, for montages.
 
     Args:
         path: the ``.npz`` to write.
         network: in eval mode.
-        reader: of its pictures.
-        pictures: the test side.
-        scores: of each picture.
-        count: pictures of each of the four kinds.
+        reader: of its images.
+        images: the test side.
+        scores: of each image.
+        count: images of each of the four kinds.
     """
     chosen: list[int] = []
     for label in (0, 1):
@@ -217,7 +217,7 @@ def save_shown(
     part = pictures.take(chosen)
     device = _device(network)
     images, maps, restorations = [], [], []
-    for batch in picture_batches(part, reader):
+    for batch in image_batches(part, reader):
         output = network.detect(batch.to(device))
         images.append(_bytes(batch))
         maps.append(output.anomaly_map[:, 0].cpu().numpy().astype(np.float16))
@@ -240,7 +240,7 @@ def save_shown(
 
 
 def _bytes(images: torch.Tensor) -> np.ndarray:
-    """Pictures (B, C, H, W) in [0, 1] as (B, H, W, C), uint8."""
+    """Images (B, C, H, W) in [0, 1] as (B, H, W, C), uint8."""
     return (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
 
 

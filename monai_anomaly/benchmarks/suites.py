@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent
 _SET_KEYS = {"problems", "image_size", "channels", "scaling", "metrics", "options", "without", "layout", "reader"}
 _LEVELS = ("image", "pixel", "video", "decision")
 _SUITE_KEYS = {"title", "paper", "methods", "ablations", "sets", "scales", "extra_methods"}
-_METHOD_KEYS = {"title", "bundle", "overlays", "configs", "options", "scales"}
+_METHOD_KEYS = {"title", "bundle", "override_configs", "configs", "options", "scales"}
 
 _DEFAULTS: dict[str, Any] = {
     "train_limit": None,
@@ -37,6 +37,8 @@ _DEFAULTS: dict[str, Any] = {
     "shown": 8,
 }
 _SCALE_KEYS = set(_DEFAULTS)
+# Keys of earlier versions.
+_RENAMED = {"overlays": "override_configs"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Method:
     Attributes:
         key: its name on the command line.
         title: its name in tables.
-        files: config files, laid over each other.
+        files: config files, merged in their order.
         options: overrides at every scale.
         scales: by scale, further overrides; none at the paper's, where the config's own schedule holds.
     """
@@ -98,7 +100,7 @@ class Suite:
         return list(available) if wanted is None else [str(problem) for problem in wanted]
 
     def settings(self, name: str, scale: str) -> dict[str, Any]:
-        """How the pictures of a set are read at a scale: ``image_size``, ``channels`` and ``scaling``.
+        """How the images of a set are read at a scale: ``image_size``, ``channels`` and ``scaling``.
 
         Args:
             name: of the set.
@@ -227,10 +229,12 @@ def load_methods() -> dict[str, Method]:
 def _method(key: str, entry: Mapping[str, Any], path: Path) -> Method:
     _check_keys(f"{path}, {key}", entry, _METHOD_KEYS)
     if "bundle" in entry:
-        configs = bundles_folder() / entry["bundle"] / "configs"
-        files = [configs / f"{name}.yaml" for name in ("train", *entry.get("overlays", []))]
+        # of this package, or a folder named from the suite's own
+        of_suite = path.parent / entry["bundle"]
+        folder = of_suite if of_suite.is_dir() else bundles_folder() / entry["bundle"]
+        files = [folder / "configs" / f"{name}.yaml" for name in ("train", *entry.get("override_configs", []))]
     else:
-        files = [_FOLDER / name for name in entry["configs"]]
+        files = [path.parent / name for name in entry["configs"]]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(missing[0], f"is missing, the method {key} is made of it", "Correct the entry, or reinstall.")
@@ -249,6 +253,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_keys(where: str | Path, entry: Mapping[str, Any], allowed: set[str]) -> None:
     for key in entry:
+        if key in _RENAMED:
+            raise InputError(where, f"{key!r} is now called {_RENAMED[key]!r}", "Rename it.")
         if key not in allowed:
             raise InputError(where, f"{key!r} means nothing here", f"Known here: {', '.join(sorted(allowed))}.")
 

@@ -45,7 +45,7 @@ _RULE = (
     f"Figures are percent, mean ± standard deviation over seeds; in brackets the paper's. {_MARKS['ahead']} ahead of "
     f"it, {_MARKS['behind']} behind it, {_MARKS['even']} even: within {_EVEN} points or, of three seeds or more, one "
     "standard error of our mean, whichever is more. † a stage was stopped while it still improved (under-trained). "
-    "‡ a part of the pictures alone."
+    "‡ a part of the images alone."
 )
 
 
@@ -79,7 +79,7 @@ class TableRow:
         title: its name.
         cells: by column.
         under_trained: whether any of its runs was stopped while it still improved.
-        whole: whether all its runs had all pictures.
+        whole: whether all its runs had all images.
         source: the table and paper that its figures are of, such as ``Table 2 of DDR-ID``, or empty.
     """
 
@@ -98,7 +98,7 @@ class ResultTable:
     Attributes:
         suite: that was run.
         scale: that it was run at.
-        set: of the pictures.
+        set: of the images.
         metric: such as ``image.auroc``.
         columns: the problems, and ``mean``.
         rows: the methods.
@@ -158,7 +158,7 @@ def build_tables(
     """
     rows = [row for row in results if suite is None or row["suite"] == suite]
     if not rows:
-        raise InputError(suite or "results", "no finished unit", "Run the benchmark first, or name another folder.")
+        raise InputError(suite or "results", "no finished run", "Run the benchmark first, or name another folder.")
     known = paper_figures() if figures is None else figures
     tables = []
     for key in dict.fromkeys((row["suite"], row["scale"], row["set"]) for row in rows):
@@ -186,7 +186,7 @@ def _comparable(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, An
         else:
             left[row["table"]["title"]] = left.get(row["table"]["title"], 0) + 1
     notes = [
-        f"Left out, earlier runs with other settings or pictures: {count} of {title}." for title, count in left.items()
+        f"Left out, earlier runs with other settings or images: {count} of {title}." for title, count in left.items()
     ]
     return list(kept.values()), tuple(notes)
 

@@ -1,4 +1,4 @@
-"""One detector of a bundle, trained on pictures in memory."""
+"""One detector of a bundle, trained on images in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_anomaly.bundle import check_overrides, setup_process
 from monai_anomaly.engines import StageTrainer, train_stages
 from monai_anomaly.networks import AnomalyDetector
 
-from .pictures import PictureReader, Sides, batch_size_for, groups_of, training_data
+from .images import ImageSetReader, Sides, batch_size_for, groups_of, training_data
 
 __all__ = ["Trained", "build_detector", "merged_config", "train_detector", "weights_digest"]
 
@@ -30,19 +30,19 @@ class Trained:
 
     Attributes:
         network: in eval mode, not yet calibrated.
-        reader: of its pictures.
+        reader: of its images.
         stages: in order.
         history: see ``train_stages``.
     """
 
     network: AnomalyDetector
-    reader: PictureReader
+    reader: ImageSetReader
     stages: list[StageTrainer]
     history: list[dict[str, Any]]
 
 
 def merged_config(files: Sequence[str | Path], overrides: Mapping[str, Any]) -> ConfigParser:
-    """Config files of a bundle laid over each other, with overrides.
+    """Config files of a bundle merged in their order, with overrides.
 
     Args:
         files: the first is a ``train.yaml``.
@@ -63,9 +63,9 @@ def _content(files: tuple[str, ...]) -> dict[str, Any]:
 
 
 def build_detector(
-    parser: ConfigParser, sides: Sides, reader_of: Callable[[Sequence[int], int], PictureReader]
-) -> tuple[AnomalyDetector, list[StageTrainer], PictureReader, Any]:
-    """Network and stages of a config, with its ``data`` replaced by pictures.
+    parser: ConfigParser, sides: Sides, reader_of: Callable[[Sequence[int], int], ImageSetReader]
+) -> tuple[AnomalyDetector, list[StageTrainer], ImageSetReader, Any]:
+    """Network and stages of a config, with its ``data`` replaced by images.
 
     Args:
         parser: the merged config.
@@ -99,14 +99,14 @@ def build_detector(
 def train_detector(
     parser: ConfigParser,
     sides: Sides,
-    reader_of: Callable[[Sequence[int], int], PictureReader],
+    reader_of: Callable[[Sequence[int], int], ImageSetReader],
     folder: Path,
     *,
     seed: int,
     identity: Mapping[str, Any],
     val_interval: int = 1,
     save_interval: int = 1,
-    watch: Callable[[AnomalyDetector, PictureReader, int], None] | None = None,
+    watch: Callable[[AnomalyDetector, ImageSetReader, int], None] | None = None,
     progress: bool = False,
 ) -> Trained:
     """Train the stages of a config, and fit the statistics of the detector.

@@ -46,7 +46,7 @@ def least_normals(alpha: float) -> int:
 
 
 def check_rate(alpha: float, patients: int, otherwise: str = "") -> None:
-    """Refuse an error rate that is finer than the calibration patients can carry.
+    """Reject an error rate that is finer than the calibration patients can carry.
 
     Args:
         alpha: error rate, in (0, 1).
@@ -121,7 +121,7 @@ def conformal_p_value(scores: Tensor, score: float) -> float:
 
 
 def hierarchical_p_value(items: Sequence[Tensor], score: float) -> float:
-    """The p-value of one of several scans or pictures of a new patient: (1 + sum_k share_k) / (K + 1).
+    """The p-value of one of several scans or images of a new patient: (1 + sum_k share_k) / (K + 1).
 
     share_k is the share of patient k's items at or above the score. Items of one patient are alike, so that only
     patients are exchangeable, and each counts once, however many items there are.
@@ -202,7 +202,7 @@ class ConformalCalibration(FittedBuffers):
         )
 
     def item_p_values(self, scores: Tensor) -> Tensor:
-        """The hierarchical p-value of single scans or pictures (see ``hierarchical_p_value``).
+        """The hierarchical p-value of single scans or images (see ``hierarchical_p_value``).
 
         Args:
             scores: shape (B,).

@@ -42,7 +42,7 @@ def scan_facts(scan: MetaTensor, foreground: np.ndarray) -> np.ndarray:
     Returns:
         Shape (9,), in the order of ``FACTS``: mean and standard deviation of the foreground's intensity over all
         channels, in the scan's unit; share of foreground voxels; voxel spacing and field of view along the axes
-        closest to R, A and S in mm (rows and columns of pictures: pixels). Rounded to four digits, so that headers
+        closest to R, A and S in mm (rows and columns of images: pixels). Rounded to four digits, so that headers
         that differ in the seventh agree.
     """
     import nibabel

@@ -21,7 +21,7 @@ class MaskCleanup:
     threshold, and of a voxel-wise one, holds with clean-up as without, if not as tightly.
 
     Args:
-        least_lesion_mm3: smallest connected finding that is kept, in mm3 (pixels of a picture), diagonal neighbours
+        least_lesion_mm3: smallest connected finding that is kept, in mm3 (pixels of an image), diagonal neighbours
             connected; 0 keeps all.
         inside_foreground: keep foreground voxels alone. Findings that are dark, as air is, are lost.
 

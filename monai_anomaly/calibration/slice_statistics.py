@@ -16,7 +16,7 @@ class SliceStatistics(nn.Module):
     A reconstruction error grows with the anatomy in a slice: of the slices of a brain, one through the ventricles has
     the highest score in every subject, healthy or not, and the plain maximum over a volume says little else. Each
     slice is therefore compared with normal slices at its own place. The papers score single images and leave this open;
-    a cohort of single pictures is scored exactly as they do.
+    a cohort of single images is scored exactly as they do.
 
     Args:
         num_positions: places along the stack, from its first tissue slice to its last, that are told apart.

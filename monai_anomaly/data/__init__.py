@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from .cohort import Cohort, check_cohort, load_cohort, write_datalist
 from .demo import make_demo_cohort
-from .picture_statistics import ConfoundTable, confounds, picture_statistics
+from .image_statistics import ConfounderTable, confounders, image_statistics
 from .preprocessing import ScanPreprocessing
 from .slices import ScanDataset, SliceDataset
 from .split import describe_split, seen_scans
 
 __all__ = [
     "Cohort",
-    "ConfoundTable",
+    "ConfounderTable",
     "ScanDataset",
     "ScanPreprocessing",
     "SliceDataset",
     "check_cohort",
-    "confounds",
+    "confounders",
     "describe_split",
     "load_cohort",
     "make_demo_cohort",
-    "picture_statistics",
+    "image_statistics",
     "seen_scans",
     "write_datalist",
 ]

@@ -251,7 +251,7 @@ def _find_scans(folder: Path) -> list[Path]:
     """All scans below a folder, sorted; a folder with DICOM images is one. Hidden files and folders are passed over.
 
     Links to folders are followed, each folder once and where it lies itself before where it is linked. Of a BIDS data
-    set only structural images count, and of a disc with a DICOMDIR no pictures; one warning counts what is left out.
+    set only structural images count, and of a disc with a DICOMDIR no images; one warning counts what is left out.
     """
 
     def refuse(error: OSError) -> None:
@@ -289,7 +289,7 @@ def _find_scans(folder: Path) -> list[Path]:
                     scans.append(path)
                 elif not suffix and not path.exists():
                     passed["link that leads nowhere"] += 1
-    left_out = {scan: "picture of a disc" for scan in scans if _is_picture(scan) and discs & set(scan.parents)}
+    left_out = {scan: "2-D image of a disc" for scan in scans if _is_picture(scan) and discs & set(scan.parents)}
     left_out |= _beside_structural(scans)
     passed.update(left_out.values())
     kept = sorted(scan for scan in scans if scan not in left_out)
@@ -332,7 +332,7 @@ def _beside_structural(scans: Sequence[Path]) -> dict[Path, str]:
             structural = structural or not _is_picture(path)
     if not structural:
         return {}
-    return {path: "picture" for path in scans if _is_picture(path)} | kinds
+    return {path: "2-D image" for path in scans if _is_picture(path)} | kinds
 
 
 def _read_layout(root: Path) -> Sides | None:
@@ -364,7 +364,7 @@ def _labelled(folder: Path, label: int) -> list[Item]:
 
 
 def _masked(folder: Path, masks: Path, ending: str) -> list[Item]:
-    """Abnormal scans with the masks that bear their stem and the ending; a mask of no scan is refused."""
+    """Abnormal scans with the masks that bear their stem and the ending; a mask of no scan is rejected."""
     items = _labelled(folder, 1)
     by_stem: dict[str, Path] = {}
     for mask in _find_scans(masks) if masks.is_dir() else []:
@@ -534,7 +534,7 @@ def _hold_out(items: list[Item], fraction: float, seed: int, keys: Sequence[str]
 
 
 def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
-    """Refuse a cohort that is empty or would make results wrong.
+    """Reject a cohort that is empty or would make results wrong.
 
     Args:
         cohort: of :func:`load_cohort`, which checks it itself, or made by hand.
@@ -546,7 +546,7 @@ def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
     source = cohort.root if source is None else source
     sides: Sides = {side: getattr(cohort, side) for side in SIDES}
     if not any(sides.values()):
-        raise InputError(source, "holds no scan", "Give NIfTI files, pictures or folders of DICOM files.")
+        raise InputError(source, "holds no scan", "Give NIfTI files, images or folders of DICOM files.")
     cases: dict[str, Item] = {}
     patients: dict[str, str] = {}
     for side, item in [(name, item) for name in SIDES for item in sides[name]]:
@@ -570,7 +570,7 @@ def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
 
 
 def _check_content(sides: Sides, source: Path) -> None:
-    """Refuse the same image on two sides or of two calibration patients, and warn of other copies on one."""
+    """Reject the same image on two sides or of two calibration patients, and warn of other copies on one."""
     alike: dict[str, dict[tuple[str, str], tuple[str, str, str]]] = defaultdict(dict)
     for side in SIDES:
         for item in sides[side]:

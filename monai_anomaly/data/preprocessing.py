@@ -38,7 +38,7 @@ class ScanPreprocessing(Compose):
 
     Raises:
         ValueError: for an ``image_size`` of neither two nor three numbers, ``tiles`` of a whole volume, or what
-            ``SliceGrid``, ``VolumeGrid`` or ``NormalizeForeground`` refuse.
+            ``SliceGrid``, ``VolumeGrid`` or ``NormalizeForeground`` reject.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class ArrayCache:
         return found
 
     def _guard(self, act: Callable[..., Any], *args: Any) -> Any:
-        """Run a step on the disk; name the folder where the disk refuses."""
+        """Run a step on the disk; name the folder where the disk rejects."""
         try:
             return act(*args)
         except OSError as error:
@@ -123,7 +123,7 @@ def _write(entry: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
         try:
             os.rename(aside, entry)
         except OSError as error:
-            # taken: another process put its own there (it may be gone again by now); anything else, the disk refuses
+            # taken: another process put its own there (it may be gone again by now); anything else, the disk rejects
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not entry.exists():
                 raise
     finally:

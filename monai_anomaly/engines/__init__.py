@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-from .baselines import fit_baselines, forget_baselines, load_baselines
-from .calibration import calibrate, fit_slice_statistics
-from .daad import DAADTrainer
-from .ddrid import DDRIDPretrainer, DDRIDTrainer
-from .deep_svdd import DCAETrainer, DeepSVDDTrainer
-from .denoising import DenoisingTrainer
-from .detector_files import DetectorFiles, check_unseen, load_detector, save_detector
-from .ensemble import load_members
-from .evaluation import EvaluationRecorder
-from .ganomaly import GANomalyTrainer
-from .hfrae import EncoderAutoencoder, EncoderPretrainingTrainer, HFRAETrainer, fill_encoder, own_encoder_source
-from .inference import CohortEvaluator
-from .inferer import StackInferer, scan_loader
-from .itae import HalvingLR, ITAETrainer
-from .proxyano import ImageReconstructionTrainer, ProxyExtractionTrainer
-from .reconstruction import ReconstructionTrainer
-from .selection import SyntheticLesionSelection
-from .stages import StageTrainer, still_improving, train_stages
-from .training import DetectorTraining
-from .training_data import ImageBatches, TrainingData
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CohortEvaluator",
-    "DAADTrainer",
-    "DCAETrainer",
-    "DDRIDPretrainer",
-    "DDRIDTrainer",
-    "DeepSVDDTrainer",
-    "DenoisingTrainer",
-    "DetectorFiles",
-    "DetectorTraining",
-    "EvaluationRecorder",
-    "EncoderAutoencoder",
-    "EncoderPretrainingTrainer",
-    "HFRAETrainer",
-    "HalvingLR",
-    "ITAETrainer",
-    "ImageBatches",
-    "ImageReconstructionTrainer",
-    "ProxyExtractionTrainer",
-    "StackInferer",
-    "StageTrainer",
-    "SyntheticLesionSelection",
-    "TrainingData",
-    "calibrate",
-    "check_unseen",
-    "fill_encoder",
-    "fit_baselines",
-    "fit_slice_statistics",
-    "forget_baselines",
-    "load_baselines",
-    "load_detector",
-    "load_members",
-    "own_encoder_source",
-    "save_detector",
-    "scan_loader",
-    "still_improving",
-    "train_stages",
-    "GANomalyTrainer",
-    "ReconstructionTrainer",
-]
+from monai_anomaly.discovery import discovered
+
+_found = discovered(__name__, __path__)
+globals().update(_found)
+__all__ = list(_found)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -16,7 +16,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector, IntensityThreshold, ZScore
 
 from .calibration import calibrate, fit_slice_statistics
-from .detector_files import load_detector, save_detector
+from .detector_files import DetectorFiles, load_detector, save_detector
 from .inferer import StackInferer
 from .training_data import ImageBatches
 
@@ -92,24 +92,27 @@ def fit_baselines(
         save_detector(Path(model_dir) / folder, network, preprocessing, facts)
 
 
-def load_baselines(model_dir: str | Path) -> dict[str, AnomalyDetector]:
+def load_baselines(
+    model_dir: str | Path, detector: DetectorFiles, device: torch.device | str = "cpu"
+) -> dict[str, AnomalyDetector]:
     """What every detector has to beat, for the scans that one takes.
 
     Args:
         model_dir: its folder ``models``.
+        detector: what ``load_detector`` gave for it.
+        device: where the baselines go.
 
     Returns:
         By name, in eval mode, the intensity threshold and the z-score of its training normals, as ``fit_baselines``
-        left them. Folders of older versions and of ensembles hold none: the intensity threshold then has no
-        calibration, and there is no z-score.
+        left them, but for those of the detector's own class. Folders of older versions and of ensembles hold none: the
+        intensity threshold then has no calibration, and there is no z-score.
 
     Raises:
         InputError: if a file is unreadable, or a baseline is of scans that were prepared otherwise.
     """
-    files = load_detector(model_dir)
-    network = files.network
+    network = detector.network
     found: dict[str, AnomalyDetector] = {
-        "intensity threshold": IntensityThreshold(network.spatial_dims, network.in_channels).eval()
+        "intensity threshold": IntensityThreshold(network.spatial_dims, network.in_channels)
     }
     for name, place in (("intensity threshold", _INTENSITY), ("z-score", _ZSCORE)):
         folder = Path(model_dir) / place
@@ -117,7 +120,7 @@ def load_baselines(model_dir: str | Path) -> dict[str, AnomalyDetector]:
             continue
         baseline = load_detector(folder)
         if (baseline.preprocessing.config, baseline.network.in_channels) != (
-            files.preprocessing.config,
+            detector.preprocessing.config,
             network.in_channels,
         ):
             raise InputError(
@@ -126,4 +129,4 @@ def load_baselines(model_dir: str | Path) -> dict[str, AnomalyDetector]:
                 "Copy the folder models of one training as a whole, or delete this one.",
             )
         found[name] = baseline.network
-    return found
+    return {name: each.eval().to(device) for name, each in found.items() if type(each) is not type(network)}

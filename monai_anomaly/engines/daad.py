@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.exceptions import InputError
@@ -35,10 +33,7 @@ class DAADTrainer(StageTrainer):
         optimizer: of ``network.generator`` alone; Adam at 2e-4, without a discriminator 1e-4 (section 4.1).
         discriminator_optimizer: of ``network.discriminator`` alone; None where ``lambda_adv`` is 0.
         loss_function: Eq. 3 to 6; None: ``DAADLoss``, of a detector without discriminator with its first term alone.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after every epoch.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
 
     Raises:
         ValueError: if loss, detector and optimisers do not agree on whether there is a discriminator to train.
@@ -55,10 +50,7 @@ class DAADTrainer(StageTrainer):
         optimizer: Optimizer,
         discriminator_optimizer: Optimizer | None = None,
         loss_function: DAADLoss | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if loss_function is None:
             plus = network.discriminator is not None
@@ -79,10 +71,7 @@ class DAADTrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             optimizers,
-            val_data_loader=val_data_loader,
-            lr_schedulers=lr_schedulers,
-            amp=amp,
-            train_handlers=train_handlers,
+            **options,
         )
         self.detector = network
         self.generator = distributed(network.generator)
@@ -93,7 +82,7 @@ class DAADTrainer(StageTrainer):
         self.loss_function = loss_function
 
     def prepare(self) -> None:
-        """Refuse now what the scales of the scores could not be fitted on afterwards.
+        """Reject now what the scales of the scores could not be fitted on afterwards.
 
         Raises:
             InputError: if the detector needs held-out images and there is only one.

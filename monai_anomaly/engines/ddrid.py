@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.losses import DDRIDLoss, SquaredErrorLoss
@@ -32,10 +31,8 @@ class DDRIDPretrainer(StageTrainer):
         train_data_loader: batches with ``image`` (B, C, S, S).
         optimizer: of both networks; Adam in the paper (section 4.1).
         loss_function: of Eq. 1 and 2; the sum over an image's elements, as printed, where None.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: 1e-4, then 1e-5 after 50 epochs in the paper (section 4.1).
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``; ``lr_schedulers``: 1e-4, then 1e-5 after 50 epochs in the paper
+            (section 4.1).
     """
 
     stage = "pretraining"
@@ -48,10 +45,7 @@ class DDRIDPretrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -59,10 +53,7 @@ class DDRIDPretrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.class_network = distributed(network.class_network)
@@ -81,7 +72,7 @@ class DDRIDPretrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.class_network(x)[0], x) + self.loss_function(self.residual_network(x)[0], x)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
@@ -105,10 +96,7 @@ class DDRIDTrainer(StageTrainer):
         optimizer: of R_C and R_N.
         discriminator_optimizer: of D_L.
         loss_function: Eq. 3 to 6.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: of both optimisers.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
 
     Notes:
         A last batch of one image has no batch statistics for D_L's normalisation: its running ones serve there.
@@ -126,10 +114,7 @@ class DDRIDTrainer(StageTrainer):
         optimizer: Optimizer,
         discriminator_optimizer: Optimizer,
         loss_function: DDRIDLoss | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -138,10 +123,7 @@ class DDRIDTrainer(StageTrainer):
             train_data_loader,
             {"optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer},
             modules={"discriminator": discriminator},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.class_network = distributed(network.class_network)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.losses import OneClassLoss, SoftBoundaryLoss, SquaredErrorLoss
@@ -31,10 +29,8 @@ class DCAETrainer(StageTrainer):
         train_data_loader: batches with ``image`` (B, C, S, S).
         optimizer: of ``network.autoencoder``.
         loss_function: the sum of the squared error over an image's elements where None.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: 1e-4, then 1e-5 after 50 epochs (DDR-ID, section 4.1).
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``; ``lr_schedulers``: 1e-4, then 1e-5 after 50 epochs (DDR-ID,
+            section 4.1).
     """
 
     stage = "autoencoder"
@@ -47,10 +43,7 @@ class DCAETrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -58,10 +51,7 @@ class DCAETrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.module = distributed(network.autoencoder)
@@ -79,7 +69,7 @@ class DCAETrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.module(x)[0], x)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
@@ -100,10 +90,8 @@ class DeepSVDDTrainer(StageTrainer):
         optimizer: of ``network.encoder``.
         radius_interval: epochs between line searches for R, 5 (DDR-ID, section 4.1).
         warm_up_epochs: epochs with R = 0 before the first line search, 10 as in the published implementation.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: 1e-4, then 1e-5 after 50 epochs (DDR-ID, section 4.1).
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``; ``lr_schedulers``: 1e-4, then 1e-5 after 50 epochs (DDR-ID,
+            section 4.1).
 
     Raises:
         ValueError: if ``radius_interval`` is below one.
@@ -120,10 +108,7 @@ class DeepSVDDTrainer(StageTrainer):
         optimizer: Optimizer,
         radius_interval: int = 5,
         warm_up_epochs: int = 10,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if radius_interval < 1:
             raise ValueError(f"radius_interval is at least one epoch, got {radius_interval}")
@@ -133,10 +118,7 @@ class DeepSVDDTrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.encoder = distributed(network.encoder)
@@ -172,7 +154,7 @@ class DeepSVDDTrainer(StageTrainer):
         with self.autocast():
             loss = self._objective(self.encoder(x))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.losses import DenoisingLoss
@@ -39,10 +38,7 @@ class DenoisingTrainer(StageTrainer):
             find ``lesions`` best, from those weights. None: ``noise`` as it is.
         trial_epochs: epochs of each candidate.
         lesions: synthetic lesions in held-out normals; needed with ``noise_choices``.
-        val_data_loader: see ``StageTrainer``, as the others. Validation noise is the same in each epoch.
-        lr_schedulers: stepped after each epoch.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``. Validation noise is the same in each epoch.
 
     Raises:
         ValueError: for ``noise_choices`` without ``lesions``, or a loss of the expected error for a network without.
@@ -62,10 +58,7 @@ class DenoisingTrainer(StageTrainer):
         noise_choices: Sequence[Mapping[str, Any]] | None = None,
         trial_epochs: int = 5,
         lesions: SyntheticLesionSelection | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if noise_choices and lesions is None:
             raise ValueError("choosing the noise needs validation patients to put synthetic lesions in")
@@ -75,10 +68,7 @@ class DenoisingTrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.bare = Reconstruction(network)
         self.module = distributed(self.bare)
@@ -133,7 +123,7 @@ class DenoisingTrainer(StageTrainer):
             restored, expected = self.module(self.noisy(image))
             loss = self.loss_function(restored, expected, image, self.denoiser.foreground(image))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

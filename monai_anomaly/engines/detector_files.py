@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from monai_anomaly.io.content import content_hash
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.networks import AnomalyDetector, make_detector
 
-__all__ = ["DetectorFiles", "check_unseen", "load_detector", "save_detector"]
+__all__ = ["DetectorFiles", "check_unseen", "load_detector", "network_as_trained", "save_detector"]
 
 _FORMAT = 1
 
@@ -90,20 +90,29 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
         if not (folder / name).is_file():
             raise InputError(folder / name, "no such file", "Train first, or name the output_dir of a training.")
     described = folder / "detector.json"
+    description = _read_description(described)
     try:
-        description = json.loads(described.read_text(encoding="utf-8"))
-        name, arguments = description["network"]["name"], description["network"]["arguments"]
         preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
-        if description["format"] != _FORMAT:
-            raise InputError(described, f"format {description['format']} is not {_FORMAT}", "Update the package.")
-    except InputError:
-        raise
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
-    network = _build(described, name, arguments)
+    network = _build(described, description["network"])
     _load_state(folder / "model.pt", network)
     description["model_sha256"] = content_hash(str(folder / "model.pt"))
     return DetectorFiles(network.eval(), preprocessing, description)
+
+
+def network_as_trained(folder: str | Path, otherwise: Callable[[], AnomalyDetector]) -> AnomalyDetector:
+    """The network that ``model.pt`` is the ``state_dict`` of, without these weights.
+
+    Args:
+        folder: the folder ``models``; it need not exist.
+        otherwise: makes the network where there is no ``detector.json``, as before any training.
+
+    Raises:
+        InputError: if ``detector.json`` is unreadable or names an unknown network.
+    """
+    described = Path(folder) / "detector.json"
+    return _build(described, _read_description(described)["network"]) if described.is_file() else otherwise()
 
 
 def check_unseen(
@@ -114,17 +123,17 @@ def check_unseen(
     Args:
         description: the content of ``detector.json``.
         data: items of the cohort to detect in.
-        refuse: raise where there are any, for an evaluation; False: warn, for maps alone.
+        reject: raise where there are any, for an evaluation; False: warn, for maps alone.
         num_workers: threads that read the files.
 
     Returns:
         Those scans, as ``seen_scans`` gives them.
 
     Raises:
-        InputError: where there are any and ``refuse``.
+        InputError: where there are any and ``reject``.
 
     Warns:
-        UserWarning: where there are any and not ``refuse``, or the description says nothing of the cohort's files.
+        UserWarning: where there are any and not ``reject``, or the description says nothing of the cohort's files.
     """
     split = description.get("training", {}).get("split")
     if split is None:
@@ -144,9 +153,23 @@ def check_unseen(
     return seen
 
 
-def _build(described: Path, name: str, arguments: dict[str, Any]) -> AnomalyDetector:
+def _read_description(described: Path) -> dict[str, Any]:
     try:
-        return make_detector({"name": name, "arguments": arguments})
+        description = json.loads(described.read_text(encoding="utf-8"))
+        description["network"]["name"], description["network"]["arguments"]
+        if description["format"] != _FORMAT:
+            raise InputError(described, f"format {description['format']} is not {_FORMAT}", "Update the package.")
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
+    return description
+
+
+def _build(described: Path, config: dict[str, Any]) -> AnomalyDetector:
+    name = config["name"]
+    try:
+        return make_detector(config)
     except LookupError as error:
         raise InputError(described, f"network {name!r} is unknown", "Update the package.") from error
     except (TypeError, ValueError) as error:

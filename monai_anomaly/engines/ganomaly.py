@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.losses import GANomalyLoss
@@ -36,10 +34,7 @@ class GANomalyTrainer(StageTrainer):
         loss_function: Eq. 1 to 4.
         restart_below: D starts anew when its loss of images or of reconstructions falls below this in a step, as in the
             published implementation; the paper does not mention it. 0 never does.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after each epoch.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
     """
 
     stage = "adversarial reconstruction"
@@ -55,10 +50,7 @@ class GANomalyTrainer(StageTrainer):
         discriminator_optimizer: Optimizer,
         loss_function: GANomalyLoss | None = None,
         restart_below: float = 1e-5,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -67,10 +59,7 @@ class GANomalyTrainer(StageTrainer):
             train_data_loader,
             {"optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer},
             modules={"discriminator": discriminator},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.generator = distributed(network.generator)

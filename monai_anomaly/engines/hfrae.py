@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.exceptions import InputError
@@ -68,7 +67,7 @@ def fill_encoder(
     url: str | None = None,
     sha256: str | None = None,
 ) -> HFRAE:
-    """Give a new detector's encoder its weights; without any it stays random, and its trainer refuses it.
+    """Give a new detector's encoder its weights; without any it stays random, and its trainer rejects it.
 
     Args:
         network: the detector.
@@ -138,10 +137,7 @@ class EncoderPretrainingTrainer(StageTrainer):
         train_data_loader: batches with ``image``.
         optimizer: of the autoencoder.
         loss_function: of the reconstruction.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after each epoch.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
 
     Raises:
         ValueError: if the detector's encoder is not that of the autoencoder.
@@ -158,10 +154,7 @@ class EncoderPretrainingTrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if network.encoder_name != "strided":
             raise ValueError(
@@ -177,10 +170,7 @@ class EncoderPretrainingTrainer(StageTrainer):
             train_data_loader,
             {"optimizer": optimizer},
             modules={"autoencoder": autoencoder},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.autoencoder = autoencoder
@@ -194,7 +184,7 @@ class EncoderPretrainingTrainer(StageTrainer):
         with self.autocast():
             loss = self.loss_function(self.module(batch["image"]), batch["image"])
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
@@ -215,10 +205,8 @@ class HFRAETrainer(StageTrainer):
         train_data_loader: batches with ``image``.
         optimizer: of ``network.decoder``.
         loss_function: Eq. 7, 8.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after each epoch; the paper calls 0.4 the initial rate and gives no schedule.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``; ``lr_schedulers``: stepped after each epoch; the paper calls
+            0.4 the initial rate and gives no schedule.
         allow_random: train on an encoder with random weights: for tests.
     """
 
@@ -232,11 +220,8 @@ class HFRAETrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
         allow_random: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -244,10 +229,7 @@ class HFRAETrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.decoder = distributed(network.decoder)
@@ -278,7 +260,7 @@ class HFRAETrainer(StageTrainer):
             f_dec = self.decoder(self.detector.decoder_input(f_enc))
         loss = self.loss_function(self.detector.residuals(f_enc, f_dec))
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,10 +55,8 @@ class ITAETrainer(StageTrainer):
         versions_per_step: ``"all"``: each step restores all T versions of its images; ``"one"``: one version of each
             image, drawn at random. The paper trains for 500 / T epochs, so an epoch stands for T passes: all.
         encoder_weights: file that a ``resnet34`` starts from (see ``ResNet34Encoder.load_weights``), or None.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after every epoch; ``HalvingLR`` in the paper.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``; ``lr_schedulers``: stepped after every epoch; ``HalvingLR`` in
+            the paper.
 
     Raises:
         ValueError: for another ``versions_per_step``, or weights for an encoder other than ``resnet34``.
@@ -77,10 +74,7 @@ class ITAETrainer(StageTrainer):
         loss_function: nn.Module | None = None,
         versions_per_step: str = "all",
         encoder_weights: str | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if versions_per_step not in ("all", "one"):
             raise ValueError(f"versions_per_step is 'all' or 'one', got {versions_per_step!r}")
@@ -92,10 +86,7 @@ class ITAETrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.detector = network
         self.module = distributed(network.autoencoder)
@@ -127,7 +118,7 @@ class ITAETrainer(StageTrainer):
             restored = self.module(erased)
             loss = self._loss(restored, image, repeats)
         self.optimise(self.optimizer, loss)
-        return {"loss": loss, "error": loss}
+        return {"loss": loss}
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``: Eq. 2 over all versions."""

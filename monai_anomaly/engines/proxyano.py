@@ -28,9 +28,7 @@ class ProxyExtractionTrainer(StageTrainer):
         train_data_loader: batches with ``image`` (B, C, *spatial) and ``proxy`` (B, P, *spatial).
         optimizer: of ``network.proxy_module``; Adam at 0.001 in the paper (section IV-A).
         loss_function: of Eq. 7.
-        val_data_loader: see ``StageTrainer``, as the others.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
     """
 
     stage = "proxy extraction"
@@ -43,9 +41,7 @@ class ProxyExtractionTrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             network,
@@ -53,9 +49,7 @@ class ProxyExtractionTrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
+            **options,
         )
         self.detector = network
         self.module = distributed(network.proxy_module)
@@ -92,9 +86,7 @@ class ImageReconstructionTrainer(StageTrainer):
         loss_function: Eq. 8 to 11.
         repair: with the repairing loss (Eq. 9, 10); False is Table IV's rows 4 and 5.
         paste_on: ``"proxy"``: the patch is pasted on P (section III-D); ``"predicted"``: on P-hat.
-        val_data_loader: see ``StageTrainer``, as the others.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
 
     Raises:
         ValueError: for an unknown ``paste_on``, or if the detector has no second module.
@@ -114,9 +106,7 @@ class ImageReconstructionTrainer(StageTrainer):
         loss_function: ImageReconstructionLoss | None = None,
         repair: bool = True,
         paste_on: str = "proxy",
-        val_data_loader: DataLoader | None = None,
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if network.reconstruction_module is None:
             raise ValueError("a detector with bridge=False has no second stage")
@@ -129,9 +119,7 @@ class ImageReconstructionTrainer(StageTrainer):
             train_data_loader,
             {"optimizer": optimizer, "discriminator_optimizer": discriminator_optimizer},
             modules={"discriminator": discriminator},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
+            **options,
         )
         self.detector = network
         self.reconstruction = distributed(network.reconstruction_module)

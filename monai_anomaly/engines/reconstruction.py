@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from monai_anomaly.losses import SquaredErrorLoss
@@ -48,10 +46,7 @@ class ReconstructionTrainer(StageTrainer):
         train_data_loader: batches with ``image`` (B, C, *spatial).
         optimizer: of the detector's parameters.
         loss_function: error of reconstruction and image; the mean squared error where None.
-        val_data_loader: see ``StageTrainer``, as the others.
-        lr_schedulers: stepped after each epoch.
-        amp: mixed precision on a GPU.
-        train_handlers: MONAI or ignite handlers.
+        options: further arguments of ``StageTrainer``.
 
     Raises:
         ValueError: if the detector does not reconstruct.
@@ -67,10 +62,7 @@ class ReconstructionTrainer(StageTrainer):
         train_data_loader: DataLoader,
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
-        val_data_loader: DataLoader | None = None,
-        lr_schedulers: Sequence[LRScheduler] = (),
-        amp: bool = False,
-        train_handlers: Sequence[Any] | None = None,
+        **options: Any,
     ) -> None:
         if not callable(getattr(network, "reconstruct", None)):
             raise ValueError(f"{type(network).__name__} has no method reconstruct(image)")
@@ -80,10 +72,7 @@ class ReconstructionTrainer(StageTrainer):
             max_epochs,
             train_data_loader,
             {"optimizer": optimizer},
-            val_data_loader=val_data_loader,
-            amp=amp,
-            train_handlers=train_handlers,
-            lr_schedulers=lr_schedulers,
+            **options,
         )
         self.bare = Reconstruction(network)
         self.module = distributed(self.bare)

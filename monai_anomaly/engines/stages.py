@@ -25,7 +25,7 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.report.curves import draw_loss_curves
+from monai_anomaly.report.plots import draw_loss_curves
 
 from .selection import SyntheticLesionSelection
 
@@ -111,7 +111,7 @@ class StageTrainer(Trainer, ABC):
             batch: tensors on the stage's device.
 
         Returns:
-            Scalars: ``loss`` is the whole objective, ``error`` what ``validation_loss`` measures too.
+            Scalars: ``loss`` is the whole objective; ``error``, where they differ, what ``validation_loss`` measures.
         """
 
     @abstractmethod
@@ -121,6 +121,7 @@ class StageTrainer(Trainer, ABC):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         batch = self.to_device(batchdata)
         losses = self.training_step(batch)
+        losses.setdefault("error", losses["loss"])
         if not torch.isfinite(losses["loss"]):
             raise InputError(
                 self.stage,
@@ -221,7 +222,7 @@ def train_stages(
         network: the detector that they train.
         folder: for ``checkpoint.pt``, ``losses.csv`` and ``losses.png``.
         seed: of the whole run.
-        identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is refused.
+        identity: what makes this run this run (settings, hashes of the data); a checkpoint of another is rejected.
         resume: take up a checkpoint that is there; False starts anew.
         save_interval: epochs between checkpoints.
         val_interval: epochs between validation losses; the last epoch of a stage always has one.

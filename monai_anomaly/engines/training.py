@@ -24,7 +24,7 @@ from monai_anomaly.networks import AnomalyDetector
 from .baselines import fit_baselines, forget_baselines
 from .calibration import calibrate, fit_slice_statistics
 from .detector_files import save_detector
-from .inference import raise_for_failures
+from .evaluator import raise_for_failures
 from .inferer import StackInferer
 from .selection import SyntheticLesionSelection, selection_named
 from .stages import StageTrainer, first_process, train_stages
@@ -123,7 +123,7 @@ class DetectorTraining:
             )
 
     def _check_fit(self) -> None:
-        """Refuse data that the network would only fail on after the training, or deep inside it."""
+        """Reject data that the network would only fail on after the training, or deep inside it."""
         network, size = self.network, self.preprocessing.config["image_size"]
         if len(size) != network.spatial_dims:
             raise InputError(

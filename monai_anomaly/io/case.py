@@ -1,4 +1,4 @@
-"""One scan's results on the scan's own grid: volumes as NIfTI, pictures as TIFF and PNG."""
+"""One scan's results on the scan's own grid: volumes as NIfTI, images as TIFF and PNG."""
 
 from __future__ import annotations
 
@@ -43,29 +43,28 @@ def write_case(
     maps hardly shrink further, and higher levels take several times as long. Header extensions and free text of the
     source, which may name the patient, are not copied.
 
-    A picture gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
+    An image gives ``anomaly_map.tiff`` (float32, rows x columns), ``anomaly_map.png`` (a colour rendering, black at 0
     and below, brightest at this map's own maximum: to be looked at, not measured), ``restoration.png`` and
     ``anomaly_mask.png`` (0 or 255). The restoration is clipped to the source's range and rounded: 8 bits for sources
     of up to 8 bits, 16 bits for 16-bit sources; other sources (floating point, 32 bits) are scaled linearly from
-    their lowest and highest value to 16 bits. Pictures stacked as channels give one gray ``restoration_<channel>.png``
-    each, counted from 0. All lie on the picture as viewers show it, turned as its EXIF orientation says.
+    their lowest and highest value to 16 bits. Images stacked as channels give one gray ``restoration_<channel>.png``
+    each, counted from 0. All lie on the image as viewers show it, turned as its EXIF orientation says.
 
     Args:
         folder: the case's folder. One that exists is replaced whole, so that no file of an earlier run stays behind:
             give a folder that holds nothing else.
-        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for a picture, with ``scan_kind``,
-            ``source`` and ``source_format`` in its meta.
+        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind``, ``source``
+            and, of a NIfTI source, ``nifti_header`` in its meta.
         anomaly_map: anomaly scores, (X, Y, Z).
         restoration: the normal image restored, (C, X, Y, Z), in the scan's units.
         anomaly_mask: True where the map is above the chosen threshold, (X, Y, Z); None for no mask file.
         mask_description: how the mask was made, for the NIfTI header (``descrip``): at most 79 bytes of UTF-8.
         extra_maps: further maps, (X, Y, Z) each, by the name of their file, with what the NIfTI header says of them;
-            written float32 as the anomaly map is (a picture's as TIFF alone).
+            written float32 as the anomaly map is (an image's as TIFF alone).
         also: writes further files into the folder that it is given, before the case appears.
 
     Raises:
-        InputError: if the folder cannot be written to, or the source, whose header is needed, can no longer be read or
-            has changed its size.
+        InputError: if the folder cannot be written to.
         ValueError: if an array's shape does not fit the scan's, or the description is too long.
     """
     channels, *spatial = scan.shape
@@ -83,7 +82,7 @@ def write_case(
     with atomic_folder(folder) as temporary:
         if also is not None:
             also(temporary)
-        if scan.meta["scan_kind"] == "picture":
+        if scan.meta["scan_kind"] == "image":
             _write_picture(temporary, scan, anomaly_map, restoration, anomaly_mask)
             for name, (extra, _) in (extra_maps or {}).items():
                 _save_tiff(extra, temporary / f"{name}.tiff")
@@ -103,32 +102,22 @@ class _Grid:
 
     def __init__(self, scan: MetaTensor) -> None:
         import nibabel
-        from nibabel.filebasedimages import ImageFileError
 
         self._shape = tuple(scan.shape[1:])
         self._file_shape = self._shape
         self._affine = np.asarray(scan.affine, dtype=np.float64)
         self._header: Any = None
         self._image_class = nibabel.Nifti1Image
-        if scan.meta["source_format"] != "nifti":
+        source = scan.meta.get("nifti_header")
+        if source is None:
             return
-        source = Path(scan.meta["source"][0])
-        try:
-            image = nibabel.load(source)
-        except (OSError, EOFError, ImageFileError) as error:
-            remedy = "Its header is needed to place the results: keep scans in place until their results are written."
-            raise InputError(source, f"cannot be read again ({error})", remedy) from error
-        if not isinstance(image, nibabel.Nifti1Pair):  # a format without NIfTI's fields: the affine says all
-            return
-        if isinstance(image.header, nibabel.Nifti2Header):
+        block, endianness, shape = source
+        if len(block) == nibabel.Nifti2Header.sizeof_hdr:
             self._image_class = nibabel.Nifti2Image
-        if (*image.shape, 1, 1)[:3] != self._shape:
-            problem = f"has voxels {image.shape}, the scan read from it has {self._shape}"
-            raise InputError(source, problem, "Run again on the file as it is now.")
-        if all(size == 1 for size in image.shape[3:]):  # (X, Y), (X, Y, Z) and (X, Y, Z, 1) stay what they are
-            self._file_shape = image.shape
+        if all(size == 1 for size in shape[3:]):  # (X, Y), (X, Y, Z) and (X, Y, Z, 1) stay what they are
+            self._file_shape = shape
         # from the raw bytes, which carry the geometry exactly and no extensions
-        header = self._image_class.header_class(image.header.binaryblock, image.header.endianness, check=False)
+        header = self._image_class.header_class(block, endianness, check=False)
         header.set_data_offset(0)  # nibabel then finds the place itself
         for field in ("aux_file", "intent_name", "data_type", "db_name"):
             if field in header:
@@ -193,7 +182,7 @@ def _save_tiff(values: np.ndarray, path: Path) -> None:
 
 
 def _save_png(pixels: np.ndarray, path: Path) -> None:
-    """Write a picture with its caution in the file, since its own pixels have no room for one."""
+    """Write an image with its caution in the file, since its own pixels have no room for one."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -203,7 +192,7 @@ def _save_png(pixels: np.ndarray, path: Path) -> None:
 
 
 def _write_restored(path: Path, image: np.ndarray, source: Path, values: np.ndarray) -> None:
-    """Write one gray (1, rows, columns) or colour (3, rows, columns) picture in its source's range and depth."""
+    """Write one gray (1, rows, columns) or colour (3, rows, columns) image in its source's range and depth."""
     low, high, depth = _picture_range(source, values)
     share = np.clip((image.astype(np.float64) - low) / (high - low), 0.0, 1.0)
     kind = np.uint8 if depth == 8 else np.uint16
@@ -221,7 +210,7 @@ def _write_restored(path: Path, image: np.ndarray, source: Path, values: np.ndar
 def _picture_range(source: Path, values: np.ndarray) -> tuple[float, float, int]:
     """The values that stand for black and for white, and the bits a channel that the restoration is written with.
 
-    PIL does not tell the depth of 16-bit colour pictures, so the formats are asked themselves.
+    PIL does not tell the depth of 16-bit colour images, so the formats are asked themselves.
     """
     dtype: np.dtype = np.dtype(np.uint8)  # JPEG and BMP have no other
     try:

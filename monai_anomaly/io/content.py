@@ -6,6 +6,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import is_dicom_file
+from monai_anomaly.io.image_files import upright
 from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
-from monai_anomaly.io.picture_files import upright
 
 __all__ = ["content_hash", "shown_digest"]
 
@@ -57,6 +58,17 @@ def shown_digest(path: Path, most: int = -1) -> str:
     Raises:
         InputError: where the file cannot be read or is damaged.
     """
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error})", "Copy or export the file again.") from error
+    return _digest_of(path.absolute(), tuple(stats), most)
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest_of(path: Path, stats: tuple[tuple[int, int], ...], most: int) -> str:
+    """``shown_digest``, once for each state of a file: the check for known scans, tables and report all ask for it."""
     try:
         if path.is_dir():
             files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))

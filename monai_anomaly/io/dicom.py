@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from monai.config import PathLike
-from monai.data import ITKReader, PydicomReader
+from monai.data import ImageReader
 from monai.utils import MetaKeys, ensure_tuple
 
 from monai_anomaly.exceptions import InputError
@@ -25,12 +28,36 @@ __all__ = ["DICOMSeriesReader", "choose_volume", "is_dicom_file", "is_dicom_fold
 _OTHER_SUFFIXES = frozenset(
     (".nii", ".gz", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".json", ".csv", ".txt", ".zip", ".py", ".md")
 )
+# Suffixes that DICOM files alone carry: such a file that is none is a damaged slice.
+_DICOM_SUFFIXES = (".dcm", ".ima")
+# What tells images at one place apart, in the order by which volumes are numbered.
+_DIFFERENCES = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "EchoTime",
+    "EffectiveEchoTime",
+    "EchoNumbers",
+    "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "InversionTime",
+    "FlipAngle",
+    "NominalCardiacTriggerDelayTime",
+    "TriggerTime",
+    "ImageType",
+    "FrameType",
+)
+# Of these, what may change from slice to slice of one volume.
+_MAY_VARY = ("AcquisitionNumber", "TriggerTime", "NominalCardiacTriggerDelayTime")
 # What is read of each header before any pixel data.
 _HEADER = (
+    *_DIFFERENCES,
     "SOPInstanceUID",
     "SOPClassUID",
     "SeriesInstanceUID",
     "SeriesDescription",
+    "Modality",
+    "Manufacturer",
     "Rows",
     "Columns",
     "SamplesPerPixel",
@@ -41,18 +68,71 @@ _HEADER = (
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "SpacingBetweenSlices",
+    "SliceThickness",
     "InstanceNumber",
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
+    "AcquisitionTime",
+    "ContentTime",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     "SegmentSequence",
 )
-# Scanners write positions to about 1e-3 mm; a hundredth, or a hundredth of the spacing, is no gap.
-_POSITION_MM, _POSITION_SHARE = 1e-2, 1e-2
+# Siemens' private elements of a mosaic: how many slices it holds, and the CSA header, which has their normal.
+_MOSAIC_TAGS = (0x00190010, 0x0019100A, 0x00290010, 0x00290011, 0x00291010, 0x00291110)
+# Places of a frame's attributes in an enhanced file.
+_GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "EffectiveEchoTime": "MREchoSequence",
+    "DiffusionBValue": "MRDiffusionSequence",
+    "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
+    "FrameType": "MRImageFrameTypeSequence",
+    "FlipAngle": "MRTimingAndRelatedParametersSequence",
+    "DimensionIndexValues": "FrameContentSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
+# Positions are written to a tenth of a millimetre or finer: each may be off by half of it, and the line through them
+# too. In fine stacks the limit is a fifth of the spacing: a lost slice leaves a quarter of it at the least.
+_POSITION_MM, _POSITION_SHARE = 0.1, 0.2
+# Nearer than this along the normal, and than half a hundredth of the spacing, two images are at one place.
+_SAME_MM = 1e-2
 # Direction cosines of one series differ by rounding only.
 _COSINE = 1e-3
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Kinds of images whose values are measurements: their polarity on a display says nothing of them.
+_MEASURED = ("CT", "PT", "NM")
+
+
+class _Slice(NamedTuple):
+    """One image of a file: the file itself, a frame of it, or a tile of a mosaic.
+
+    Attributes:
+        file: where it is stored.
+        header: of the file.
+        frame: its number, from 0.
+        tile: (grid, index) of a mosaic's tile; None otherwise.
+        orientation: direction cosines along a row and a column, shape (6,); None where they are not known.
+        position: of the first pixel, LPS mm, shape (3,); None where it is not known.
+        spacing: mm between rows and between columns; None where it is not known.
+        depth: mm between slices, or of the slice; None where neither is known.
+        order: what tells it apart from others at its place, by name.
+        last: what orders images that ``order`` does not.
+    """
+
+    file: Path
+    header: Dataset
+    frame: int
+    tile: tuple[int, int] | None
+    orientation: np.ndarray | None
+    position: np.ndarray | None
+    spacing: tuple[float, float] | None
+    depth: float | None
+    order: dict[str, Any]
+    last: tuple[Any, ...]
 
 
 def is_dicom_file(path: str | Path) -> bool:
@@ -110,105 +190,145 @@ def choose_volume(where: str | Path, time_point: int | None, volumes: int, held:
     return time_point or 0
 
 
-class DICOMSeriesReader(PydicomReader):
-    """MONAI's ``PydicomReader`` for one series, ordered and checked by the slices' positions.
+class DICOMSeriesReader(ImageReader):
+    """Reads one series, its slices ordered and checked by their positions.
 
-    The slices of a folder are sorted along the normal of their plane (the cross product of the row and column
-    direction), never by instance number or file name, and their spacing is the distance of their positions, never the
-    slice thickness. Rescale slope and intercept are applied. The array is (columns, rows, slices), or
-    (columns, rows, slices, 3) for a colour picture. A single slice is taken as ``SpacingBetweenSlices`` deep, or 1 mm
-    where the header does not say. Enhanced multi-frame files are read by MONAI's ``ITKReader`` and checked against the
-    position of every frame.
+    A slice is a file, a frame of an enhanced file, or a tile of a Siemens mosaic. Slices are sorted along the normal of
+    their plane (the cross product of the row and column direction), never by instance number or file name, and their
+    spacing is the distance of their positions, never the slice thickness. A single slice is as deep as
+    ``SpacingBetweenSlices`` or ``SliceThickness`` say. The Modality LUT or rescale slope and intercept are applied, to
+    each slice its own; MONOCHROME1 images, whose least value is white, are inverted unless their values are
+    measurements (CT, PET, nuclear medicine). The array is (columns, rows, slices), or (columns, rows, slices, 3) for a
+    colour image.
 
     Args:
-        time_point: which volume to read where positions repeat (time points, echoes, b-values), counted from 0 in the
-            order of acquisition number, temporal position and instance number. Without it such a series is refused.
+        time_point: which volume to read where positions repeat (time points, echoes, b-values, ...), counted from 0 in
+            the order of acquisition number, temporal position, echo time, b-value and what else differs, then of
+            instance numbers. Without it such a series is rejected, and in any case where nothing tells the images of a
+            position apart.
 
     References:
-        DICOM PS3.3, C.7.6.2 (Image Plane Module): https://dicom.nema.org/medical/dicom/current/output/chtml/part03/
+        DICOM PS3.3, C.7.6.2 (Image Plane Module), C.7.6.16 (functional groups), C.11.1 (Modality LUT):
+        https://dicom.nema.org/medical/dicom/current/output/chtml/part03/
     """
 
     def __init__(self, time_point: int | None = None) -> None:
         super().__init__()
         self.time_point = time_point
         self._where = Path()
-        self._first: Any = None
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Read the files of one series.
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether a path is a DICOM file or a folder of such."""
+        return all(is_dicom_file(path) or is_dicom_folder(path) for path in map(Path, ensure_tuple(filename)))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[_Slice]:
+        """Read the headers of one series.
 
         Args:
             data: the folder of one series, or one DICOM file.
-            kwargs: further arguments of ``pydicom.dcmread``.
+            kwargs: as in MONAI; none is used.
 
         Returns:
-            The datasets from the first to the last position, or an ITK image for a multi-frame file.
+            The slices of one volume, from the first to the last position.
 
         Raises:
             InputError: where the files are no single complete series of parallel, evenly spaced slices.
         """
-        import pydicom
-
         names = ensure_tuple(data)
         if len(names) != 1:
             raise InputError("DICOM", f"{len(names)} paths were given", "Read one series at a time.")
         self._where = Path(names[0])
-        headers = _read_headers(self._where)
-        _check_one_series(self._where, headers)
-        path, first = headers[0]
-        if int(first.get("NumberOfFrames") or 1) > 1:
-            choose_volume(self._where, self.time_point, 1)
-            self._first = first
-            return _read_enhanced(path)
-        headers = _select_stack(self._where, headers, self.time_point)
-        self._first = headers[0][1]
-        datasets = [pydicom.dcmread(file, **kwargs) for file, _ in headers]
-        for index, dataset in enumerate(datasets):
-            # The parent class stacks by this number.
-            dataset.InstanceNumber = index + 1
-            for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-                if key in dataset and not dataset.get(key):
-                    delattr(dataset, key)  # the parent class takes an empty attribute for a value
-        self.has_series = len(datasets) > 1
-        self.filenames = [[str(file) for file, _ in headers]] if self.has_series else [str(path)]
-        return datasets
+        try:
+            headers = _read_headers(self._where)
+            _check_one_series(self._where, headers)
+            slices = [part for file, header in headers for part in _slices(self._where, file, header)]
+            return _select_stack(self._where, slices, self.time_point)
+        except InputError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
+            # pydicom converts values where they are used, and raises what the conversion does
+            problem = f"a value of the header cannot be read ({_one_line(error)})"
+            raise InputError(self._where, problem, "Export the series again.") from error
 
-    def get_data(self, data: Any) -> tuple[np.ndarray, dict]:
+    def get_data(self, img: list[_Slice]) -> tuple[np.ndarray, dict]:
         """Array and header of what :meth:`read` returned.
 
         Args:
-            data: the answer of :meth:`read`.
+            img: the answer of :meth:`read`.
 
         Returns:
             (columns, rows, slices) array, colour as a last axis; and MONAI's meta dictionary, whose ``affine`` maps
             voxel indices to RAS millimetres.
 
         Raises:
-            InputError: where the pixel data cannot be decoded, or a multi-frame file lies elsewhere than its header
-                says.
+            InputError: where the pixel data cannot be decoded.
         """
-        if not isinstance(data, list):
-            return _enhanced_voxels(self._where, data, self._first)
-        syntax = data[0].file_meta.get("TransferSyntaxUID")
-        try:
-            with warnings.catch_warnings():
-                # A lone projection picture has no position; that is dealt with below.
-                warnings.filterwarnings("ignore", message="PydicomReader: ImageOrientationPatient")
-                array, meta = super().get_data(data)
-        except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
-            if syntax is not None and syntax.is_compressed and not _can_decode(syntax):
-                problem = f"the pixel data ({syntax.name}) cannot be decoded"
-                remedy = 'Install the decoders: pip install "monai-anomaly[dicom]".'
-                raise InputError(self._where, problem, remedy) from error
-            problem = f"the pixel data cannot be read ({' '.join(str(error).split())})"
-            raise InputError(self._where, problem, "Export the series again.") from error
-        if len(data) == 1:
-            array = array[:, :, None]
-            meta[MetaKeys.AFFINE] = _affine_of_slice(self._where, self._first)
-            meta[MetaKeys.ORIGINAL_AFFINE] = meta[MetaKeys.AFFINE].copy()
-            meta[MetaKeys.SPATIAL_SHAPE] = array.shape[:3]
-            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = -1 if array.ndim == 4 else float("nan")
+        planes = list(self._planes(img))
+        array = np.stack([plane.swapaxes(0, 1) for plane in planes], axis=2)
+        affine = _affine(self._where, img)
+        meta = {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 4 else float("nan"),
+        }
         return array, meta
+
+    def _planes(self, slices: Sequence[_Slice]) -> Iterator[np.ndarray]:
+        """The pixels of each slice, (rows, columns) or (rows, columns, 3), scaled."""
+        import pydicom
+        from pydicom.pixels import pixel_array
+
+        opened: tuple[Path, Any] | None = None
+        for part in slices:
+            if opened is None or opened[0] != part.file:
+                opened = part.file, pydicom.dcmread(part.file)
+            dataset = opened[1]
+            syntax = dataset.file_meta.get("TransferSyntaxUID")
+            try:
+                frame = part.frame if _number_of_frames(self._where, dataset) > 1 else None
+                pixels = pixel_array(dataset, index=frame)
+            except Exception as error:
+                # decoders raise a dozen types for damaged data
+                if syntax is not None and syntax.is_compressed and not _can_decode(syntax):
+                    problem = f"the pixel data ({syntax.name}) cannot be decoded"
+                    remedy = 'Install the decoders: pip install "monai-anomaly[dicom]".'
+                    raise InputError(self._where, problem, remedy) from error
+                problem = f"the pixel data cannot be read ({_one_line(error)})"
+                raise InputError(self._where, problem, "Export the series again.") from error
+            if part.tile is not None:
+                pixels = _tile(pixels, *part.tile)
+            yield _scaled(self._where, pixels, dataset, part)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _scaled(where: Path, pixels: np.ndarray, dataset: Dataset, part: _Slice) -> np.ndarray:
+    """Stored values as the image's own: polarity, then Modality LUT or rescale."""
+    from pydicom.pixels import apply_modality_lut
+
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        if dataset.get("Modality") in _MEASURED:
+            warnings.warn(f"{where}: MONOCHROME1, but the values are measurements: they are kept.", stacklevel=3)
+        else:
+            # the complement, of unsigned and of signed values
+            top = -1 if dataset.get("PixelRepresentation") else 2 ** int(dataset.BitsStored) - 1
+            pixels = (top - pixels.astype(np.int64)).astype(pixels.dtype)
+    if dataset.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, dataset)
+    slope, intercept = (_attribute(dataset, part.frame, key) for key in ("RescaleSlope", "RescaleIntercept"))
+    if slope is None and intercept is None:
+        return pixels
+    slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
+    return pixels if (slope, intercept) == (1, 0) else (pixels * np.float64(slope) + intercept).astype(np.float32)
+
+
+def _tile(mosaic: np.ndarray, grid: int, index: int) -> np.ndarray:
+    rows, columns = (size // grid for size in mosaic.shape[:2])
+    down, across = divmod(index, grid)
+    return mosaic[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]
 
 
 def _can_decode(syntax: UID) -> bool:
@@ -229,12 +349,14 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
         files = sorted(file for file in where.iterdir() if file.is_file()) if where.is_dir() else [where]
     except OSError as error:
         raise InputError(where, f"the folder cannot be listed ({error.strerror})", "Check its permissions.") from error
-    headers, ignored = [], []
+    headers, ignored, damaged = [], [], []
     for file in files:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_HEADER, *_MOSAIC_TAGS])
         except (InvalidDicomError, EOFError):
             ignored.append(f"{file.name} (no DICOM)")
+            if file.suffix.lower() in _DICOM_SUFFIXES or is_dicom_file(file):
+                damaged.append(file.name)
             continue
         except OSError as error:
             raise InputError(file, f"cannot be read ({error})", "Copy the file again.") from error
@@ -244,6 +366,9 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
             ignored.append(f"{file.name} (no image)")
     if not headers:
         raise InputError(where, "holds no DICOM image", "Name a DICOM image or the folder of one series.")
+    if damaged:
+        problem = f"{damaged[0]} is damaged or no DICOM file: the series may lack a slice"
+        raise InputError(where, problem, "Copy the file again, or take it out if it is no slice.")
     if ignored:
         more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
         warnings.warn(f"{where}: ignored {', '.join(ignored[:10])}{more}.", stacklevel=2)
@@ -251,7 +376,7 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
 
 
 def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
-    """Refuse several series, segmentations, copies, several multi-frame files, and pictures of different size."""
+    """Reject several series, segmentations, copies, and images of different size or kind."""
     series = Counter(str(header.get("SeriesInstanceUID", "no UID")) for _, header in headers)
     if len(series) > 1:
         names = {str(h.get("SeriesInstanceUID", "no UID")): h.get("SeriesDescription") or "unnamed" for _, h in headers}
@@ -262,11 +387,10 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
     seen: dict[str, Path] = {}
     for file, header in headers:
         uid = str(header.get("SOPInstanceUID", file))
-        if uid in seen:
+        # equal UIDs of different images are no copies: identities lost in anonymisation
+        if uid in seen and _content(seen[uid]) == _content(file):
             raise InputError(where, f"{seen[uid].name} and {file.name} are the same image", "Remove the copies.")
         seen[uid] = file
-    if len(headers) > 1 and any(int(header.get("NumberOfFrames") or 1) > 1 for _, header in headers):
-        raise InputError(where, f"holds {len(headers)} files with multi-frame images", "Name one of the files.")
     sizes = Counter((h.Rows, h.Columns, int(h.get("SamplesPerPixel") or 1)) for _, h in headers)
     if len(sizes) > 1:
         listed = ", ".join(f"{count} of {rows} x {columns}" for (rows, columns, _), count in sizes.items())
@@ -274,50 +398,146 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
             where, f"the images differ in size ({listed})", "Leave only one stack of slices in the folder."
         )
     samples = next(iter(sizes))[2]
-    if samples > 1 and len(headers) > 1:
-        raise InputError(where, "is a series of colour pictures", "Name one of the files.")
+    if samples > 1 and (len(headers) > 1 or _number_of_frames(where, headers[0][1]) > 1):
+        raise InputError(where, "is a series of colour images", "Name one colour image, or export the scan as gray.")
     if headers[0][1].get("PhotometricInterpretation") == "PALETTE COLOR":
         raise InputError(where, "holds palette colours, not intensities", "Export the images as gray or RGB.")
+    if any("VFRAME" in (header.get("ImageType") or ()) for _, header in headers):
+        problem = "is a grid of slices in one image (ImageType VFRAME, UIH), which is not unfolded"
+        raise InputError(where, problem, "Convert it to NIfTI, for example by dcm2niix.")
 
 
-def _axes(where: Path, header: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _number_of_frames(where: Path, header: Dataset) -> int:
+    stated = header.get("NumberOfFrames")
+    try:
+        return int(stated or 1)
+    except (ValueError, TypeError) as error:
+        raise InputError(where, f"NumberOfFrames is {stated!r}", "Correct the header, or export it again.") from error
+
+
+def _attribute(header: Dataset, frame: int, key: str) -> Any:
+    """An attribute of a frame: of its functional groups, of those that all frames share, or of the file itself."""
+    places = (header.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
+    for groups in (*places, *(header.get("SharedFunctionalGroupsSequence") or [])):
+        items = groups.get(_GROUPS.get(key, ""))
+        if items and items[0].get(key) is not None:
+            return items[0].get(key)
+    found = header.get(key)
+    return None if found == "" else found
+
+
+def _slices(where: Path, file: Path, header: Dataset) -> Iterator[_Slice]:
+    """The images of a file."""
+    frames = _number_of_frames(where, header)
+    for frame in range(frames):
+
+        def of(key: str, frame: int = frame) -> Any:
+            return _attribute(header, frame, key)
+
+        orientation, position = (
+            np.asarray(value, dtype=np.float64) if (value := of(key)) is not None and len(value) else None
+            for key in ("ImageOrientationPatient", "ImagePositionPatient")
+        )
+        spacing = of("PixelSpacing") or header.get("ImagerPixelSpacing")
+        depth = abs(float(of("SpacingBetweenSlices") or of("SliceThickness") or 0)) or None
+        order = {key: _plain(of(key)) for key in _DIFFERENCES}
+        times = [str(header.get(key) or "") for key in ("AcquisitionTime", "ContentTime")]
+        index = tuple(int(value) for value in of("DimensionIndexValues") or ())
+        part = _Slice(
+            file,
+            header,
+            frame,
+            None,
+            orientation,
+            position,
+            None if not spacing else (float(spacing[0]), float(spacing[1])),
+            depth,
+            order,
+            (int(header.get("InstanceNumber") or 0), *times, index),
+        )
+        if frames == 1 and "MOSAIC" in (header.get("ImageType") or ()):
+            yield from _unfolded(where, part)
+        else:
+            yield part
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as one that compares: numbers, texts and tuples of them; None for none."""
+    if value is None or isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+        return value if isinstance(value, str) or value is None else float(value)
+    return tuple(_plain(part) for part in value)
+
+
+def _unfolded(where: Path, mosaic: _Slice) -> Iterator[_Slice]:
+    """The slices of a Siemens mosaic: tiles row by row, along the normal from the mosaic's own position.
+
+    The position of a mosaic is that of its corner, were the whole of it one slice around the slice's middle.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls the whole subpackage experimental
+        from nibabel.nicom import csareader
+
+    header = mosaic.header
+    remedy = "Convert it to NIfTI, for example by dcm2niix."
+    csa = csareader.get_csa_header(header, "image")
+    private = header.get((0x0019, 0x100A))
+    number = (csareader.get_n_mosaic(csa) if csa else None) or (None if private is None else int(private.value))
+    if not number:
+        raise InputError(where, "is a mosaic (several slices in one image) that does not say of how many", remedy)
+    if mosaic.orientation is None or mosaic.position is None or mosaic.spacing is None or mosaic.depth is None:
+        raise InputError(where, "is a mosaic without position, orientation or spacing", remedy)
+    grid = math.ceil(math.sqrt(number))
+    if header.Rows % grid or header.Columns % grid:
+        raise InputError(where, f"is a mosaic of {number} slices, into which its size does not divide", remedy)
+    row, column, normal = _axes(where, mosaic.orientation)
+    stated = csareader.get_slice_normal(csa) if csa else None
+    if stated is not None and float(np.dot(stated, normal)) < 0:
+        normal = -normal
+    across = (header.Columns - header.Columns // grid) / 2 * mosaic.spacing[1]
+    down = (header.Rows - header.Rows // grid) / 2 * mosaic.spacing[0]
+    first = mosaic.position + across * row + down * column
+    for index in range(number):
+        yield mosaic._replace(tile=(grid, index), position=first + index * mosaic.depth * normal)
+
+
+def _axes(where: Path, orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors (LPS) along a row, along a column, and along the normal."""
-    row, column = np.asarray(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    row, column = orientation.reshape(2, 3)
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=_COSINE) or abs(row @ column) > _COSINE:
         raise InputError(where, "ImageOrientationPatient holds no perpendicular unit vectors", "Correct the headers.")
     return row, column, np.cross(row, column)
 
 
-def _has_plane(header: Dataset) -> bool:
-    return bool(header.get("ImageOrientationPatient")) and bool(header.get("ImagePositionPatient"))
-
-
-def _select_stack(
-    where: Path, headers: list[tuple[Path, Dataset]], time_point: int | None
-) -> list[tuple[Path, Dataset]]:
+def _select_stack(where: Path, slices: list[_Slice], time_point: int | None) -> list[_Slice]:
     """The slices of one volume in the order of their positions along the normal."""
-    without = [file.name for file, header in headers if not _has_plane(header)]
-    if without and len(headers) > 1:
-        problem = f"{len(without)} of {len(headers)} images have no position or orientation ({without[0]}, ...)"
+    without = [part for part in slices if part.position is None or part.orientation is None]
+    if without and len(slices) > 1:
+        if len({part.file for part in slices}) == 1:
+            problem = f"its {len(slices)} frames carry no position in the patient"
+            raise InputError(where, problem, "Export it as a series of single slices.")
+        problem = (
+            f"{len(without)} of {len(slices)} images have no position or orientation ({without[0].file.name}, ...)"
+        )
         raise InputError(where, problem, "Name one of the files, or export the series with its geometry.")
-    if len(headers) == 1:
+    if len(slices) == 1:
         choose_volume(where, time_point, 1)
-        return headers
-    normal = _axes(where, headers[0][1])[2]
-    orientations = np.array([header.ImageOrientationPatient for _, header in headers], dtype=np.float64)
+        return slices
+    orientations = np.array([part.orientation for part in slices])
     if np.abs(orientations - orientations[0]).max() > _COSINE:
         raise InputError(where, "the slices differ in orientation", "Leave only one stack of parallel slices.")
-    spacings = np.array([header.get("PixelSpacing") or (1, 1) for _, header in headers], dtype=np.float64)
+    spacings = np.array([part.spacing or (1.0, 1.0) for part in slices])
     if not np.allclose(spacings, spacings[0], rtol=_COSINE):
         raise InputError(where, "the slices differ in pixel spacing", "Leave only one stack of slices in the folder.")
-
-    positions = np.array([header.ImagePositionPatient for _, header in headers], dtype=np.float64)
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
+    positions = np.array([part.position for part in slices])
+    along = positions @ _axes(where, orientations[0])[2]
     groups: list[list[int]] = []
-    for index in order:
-        if groups and along[index] - along[groups[-1][0]] <= _POSITION_MM:
+    for index in np.argsort(along, kind="stable"):
+        if groups and along[index] - along[groups[-1][0]] <= _SAME_MM:
             groups[-1].append(int(index))
         else:
             groups.append([int(index)])
@@ -326,112 +546,93 @@ def _select_stack(
         listed = ", ".join(f"{number} positions with {size}" for size, number in sorted(counts.items()))
         problem = f"the number of images differs between positions ({listed})"
         raise InputError(where, problem, "Export the complete series again, or leave one image per position.")
-    repeated = "images at every position (time points, echoes or b-values)"
-    volume = choose_volume(where, time_point, len(groups[0]), repeated)
-    chosen = [sorted(group, key=lambda index: _time_key(headers[index][1]))[volume] for group in groups]
-    _check_even_spacing(where, positions[chosen], along[chosen])
-    return [headers[index] for index in chosen]
+    chosen = _one_volume(where, slices, groups, time_point)
+    if len(chosen) > 1:
+        _check_even_spacing(where, positions[chosen], along[chosen])
+    return [slices[index] for index in chosen]
 
 
-def _time_key(header: Dataset) -> tuple[int, ...]:
-    keys = ("AcquisitionNumber", "TemporalPositionIdentifier", "InstanceNumber")
-    return tuple(int(header.get(key) or 0) for key in keys)
+def _one_volume(where: Path, slices: list[_Slice], groups: list[list[int]], time_point: int | None) -> list[int]:
+    """By position the image of the volume that was asked for."""
+    if len(groups[0]) == 1:
+        choose_volume(where, time_point, 1)
+        return [group[0] for group in groups]
+    differing = [key for key in _DIFFERENCES if any(len({slices[i].order[key] for i in g}) > 1 for g in groups)]
+    # texts and missing values compare as what they are written as
+    ranked = [
+        sorted(group, key=lambda i: ([_sortable(slices[i].order[key]) for key in differing], slices[i].last))
+        for group in groups
+    ]
+    for group in ranked:
+        keys = [([slices[i].order[key] for key in differing], slices[i].last) for i in group]
+        alike = [place for place, (one, other) in enumerate(pairwise(keys)) if one == other]
+        if alike:
+            names = " and ".join(slices[i].file.name for i in group[alike[0] : alike[0] + 2])
+            problem = f"nothing in the headers tells images at one position apart ({names})"
+            raise InputError(where, problem, "Leave one image per position, or export the series again.")
+    what = f": they differ in {', '.join(differing)}" if differing else ""
+    held = f"images at every position (time points, echoes or b-values{what})"
+    volume = choose_volume(where, time_point, len(groups[0]), held)
+    chosen = [group[volume] for group in ranked]
+    for key in differing:
+        if key not in _MAY_VARY and len({slices[i].order[key] for i in chosen}) > 1:
+            values = ", ".join(sorted({str(slices[i].order[key]) for i in chosen})[:4])
+            problem = f"the images of volume {volume} differ in {key} ({values})"
+            raise InputError(where, problem, "Leave the images of one kind in the folder.")
+    return chosen
+
+
+def _sortable(value: Any) -> tuple[int, Any]:
+    """Numbers before texts, and missing values before both."""
+    if value is None:
+        return 0, 0.0
+    return (1, value) if isinstance(value, float) else (2, str(value))
 
 
 def _check_even_spacing(where: Path, positions: np.ndarray, along: np.ndarray) -> None:
-    """Refuse gaps along the normal and slices that leave the straight line from the first to the last position."""
+    """Reject positions that leave the evenly spaced line through all of them, along the normal or across it."""
     steps = np.diff(along)
-    if not len(steps):
-        return
-    spacing = float(np.median(steps))
-    tolerance = max(_POSITION_MM, _POSITION_SHARE * spacing)
-    gaps = np.flatnonzero(np.abs(steps - spacing) > tolerance)
-    if len(gaps):
-        low, high = along[gaps[0]], along[gaps[0] + 1]
+    number = np.arange(len(along))
+    spacing = (along[-1] - along[0]) / (len(along) - 1)
+    tolerance = min(_POSITION_MM, _POSITION_SHARE * spacing)
+    tolerance = max(tolerance, _SAME_MM, 1e-2 * spacing)
+    fitted = np.polyval(np.polyfit(number, along, 1), number)
+    if np.abs(along - fitted).max() > tolerance:
+        usual = float(np.median(steps))
+        worst = int(np.abs(steps - usual).argmax())
+        others = np.delete(steps, worst)
+        elsewhere = f"{others.min():.3f} to {others.max():.3f}" if np.ptp(others) > 2e-3 else f"{usual:.3f}"
         problem = (
-            f"the slices are not evenly spaced: {high - low:.3f} mm between {low:.3f} and {high:.3f} mm along the "
-            f"normal, {spacing:.3f} mm elsewhere"
+            f"the slices are not evenly spaced: {steps[worst]:.3f} mm between {along[worst]:.3f} and "
+            f"{along[worst + 1]:.3f} mm along the normal, {elsewhere} mm elsewhere"
         )
-        raise InputError(where, problem, "Export the complete series again.")
+        raise InputError(where, problem, "Export the complete series again, or resample it to even slices.")
     line = positions[0] + np.linspace(0, 1, len(positions))[:, None] * (positions[-1] - positions[0])
     away = np.linalg.norm(positions - line, axis=1)
-    if away.max() > tolerance:
+    # the ends, which the line goes through, are rounded too
+    if away.max() > 2 * tolerance:
         problem = f"slice {int(away.argmax()) + 1} of {len(away)} is shifted by {away.max():.3f} mm against the others"
         raise InputError(where, problem, "Leave only one stack of slices in the folder.")
 
 
-def _affine_of_slice(where: Path, header: Dataset) -> np.ndarray:
-    """(4, 4) RAS affine of one slice, or of a projection picture that has a pixel spacing but no place."""
-    row_step, column_step = (float(v) for v in header.get("PixelSpacing") or header.get("ImagerPixelSpacing") or (1, 1))
+def _affine(where: Path, slices: Sequence[_Slice]) -> np.ndarray:
+    """(4, 4) RAS affine of a stack, of one slice, or of a projection image that has a pixel spacing but no place."""
+    first, last = slices[0], slices[-1]
+    row_step, column_step = first.spacing or (1.0, 1.0)
     affine = np.eye(4)
-    if not _has_plane(header):
+    if first.position is None or first.orientation is None or last.position is None:
         warnings.warn(
-            f"{where}: the header gives no position in the patient; only the pixel size is kept.", stacklevel=2
+            f"{where}: the header gives no position in the patient; only the pixel size is kept.", stacklevel=3
         )
         affine[:2, :2] = np.diag([column_step, row_step])
         return affine
-    row, column, normal = _axes(where, header)
-    depth = abs(float(header.get("SpacingBetweenSlices") or 1)) or 1.0
-    affine[:3, :3] = np.column_stack([row * column_step, column * row_step, normal * depth])
-    affine[:3, 3] = np.asarray(header.ImagePositionPatient, dtype=np.float64)
+    row, column, normal = _axes(where, first.orientation)
+    if len(slices) > 1:
+        through = (last.position - first.position) / (len(slices) - 1)
+    else:
+        if first.depth is None:
+            warnings.warn(f"{where}: the header gives no depth of the slice; 1 mm is assumed.", stacklevel=3)
+        through = normal * (first.depth or 1.0)
+    affine[:3, :3] = np.column_stack([row * column_step, column * row_step, through])
+    affine[:3, 3] = first.position
     return _LPS_TO_RAS @ affine
-
-
-def _read_enhanced(path: Path) -> Any:
-    """The ITK image of a multi-frame file."""
-    try:
-        return ITKReader().read(path)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        problem = f"the multi-frame image cannot be read ({reason})"
-        raise InputError(path, problem, "Export it as a series of single slices.") from error
-
-
-def _functional_group(header: Dataset, frame: Dataset, sequence: str, key: str) -> Any:
-    """An attribute of a frame: its own, or the one that all frames share."""
-    for groups in (frame, *(header.get("SharedFunctionalGroupsSequence") or [])):
-        items = groups.get(sequence)
-        if items and items[0].get(key) is not None:
-            return items[0].get(key)
-    return None
-
-
-def _enhanced_voxels(where: Path, image: Any, header: Dataset) -> tuple[np.ndarray, dict]:
-    """Array and meta of a multi-frame image, refused unless each frame lies where the header says."""
-    remedy = "Export it as a series of single slices."
-    frames = header.get("PerFrameFunctionalGroupsSequence") or []
-    attributes: dict[str, list[Any]] = defaultdict(list)
-    for frame in frames:
-        for sequence, key in (
-            ("PlanePositionSequence", "ImagePositionPatient"),
-            ("PlaneOrientationSequence", "ImageOrientationPatient"),
-            ("PixelMeasuresSequence", "PixelSpacing"),
-            ("PixelValueTransformationSequence", "RescaleSlope"),
-            ("PixelValueTransformationSequence", "RescaleIntercept"),
-        ):
-            attributes[key].append(_functional_group(header, frame, sequence, key))
-    geometry = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    if not frames or any(value is None for key in geometry for value in attributes[key]):
-        raise InputError(where, f"its {header.NumberOfFrames} frames carry no position in the patient", remedy)
-    for key in ("RescaleSlope", "RescaleIntercept"):
-        if len({str(value) for value in attributes[key]}) > 1:
-            raise InputError(where, f"the frames differ in {key}", remedy)
-    positions = np.array(attributes["ImagePositionPatient"], dtype=np.float64)
-    if len(np.unique(np.round(positions / _POSITION_MM), axis=0)) < len(positions):
-        raise InputError(where, "holds several frames at one position (time points, echoes or b-values)", remedy)
-
-    array, meta = ITKReader().get_data(image)
-    size = (int(header.Columns), int(header.Rows), len(frames))
-    if array.shape != size:
-        raise InputError(where, f"was read as {array.shape} where the header says {size}", remedy)
-    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64)
-    for index in range(len(frames)):
-        row, column = np.asarray(attributes["ImageOrientationPatient"][index], dtype=np.float64).reshape(2, 3)
-        row_step, column_step = (float(value) for value in attributes["PixelSpacing"][index])
-        for i, j in ((0, 0), (size[0] - 1, 0), (0, size[1] - 1)):
-            stated = _LPS_TO_RAS[:3, :3] @ (positions[index] + i * column_step * row + j * row_step * column)
-            away = float(np.linalg.norm((affine @ (i, j, index, 1))[:3] - stated))
-            if away > max(_POSITION_MM, _POSITION_SHARE * float(np.linalg.norm(affine[:3, 2]))):
-                problem = f"frame {index + 1} was read {away:.3f} mm away from where the header places it"
-                raise InputError(where, problem, remedy)
-    return array, meta

@@ -16,20 +16,23 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
-from monai_anomaly.io.picture_files import upright
+from monai_anomaly.io.image_files import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
     "DICOM_SUFFIXES",
+    "ITK_SUFFIXES",
     "LoadScan",
     "LoadScanD",
     "LoadScanDict",
     "LoadScand",
+    "MGH_SUFFIXES",
     "NIFTI_SUFFIXES",
     "PICTURE_SUFFIXES",
     "Voxels",
+    "nifti_header",
     "read_voxels",
     "scan_suffix",
 ]
@@ -37,9 +40,14 @@ __all__ = [
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
+# Volumes of ITK and 3D Slicer, and of FreeSurfer.
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+MGH_SUFFIXES = (".mgz", ".mgh")
 
 # Bytes that are read at once where only checksums count.
 _BLOCK = 1 << 20
+# What nibabel raises for numbers of a header that cannot be.
+_BAD_VALUES = (OverflowError, ValueError, TypeError, AttributeError, MemoryError)
 # Channels of one scan must lie on the same grid to this distance.
 _SAME_GRID_MM = 1e-3
 # Pillow modes that are converted because their numbers are no intensities (palette), or carry alpha or ink.
@@ -58,16 +66,27 @@ class Voxels(NamedTuple):
     """What one file (or DICOM folder) holds.
 
     Args:
-        array: (C, X, Y, Z) in the file's own number type; pictures are (C, rows, columns, 1).
-        affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for pictures.
-        scan_kind: ``"volume"`` or ``"picture"``.
-        source_format: ``"nifti"``, ``"dicom"`` or ``"picture"``.
+        array: (C, X, Y, Z) in the file's own number type; images are (C, rows, columns, 1).
+        affine: (4, 4) float64, voxel indices to RAS millimetres; the identity for images.
+        scan_kind: ``"volume"`` or ``"image"``.
+        source_format: ``"nifti"``, ``"dicom"``, ``"itk"``, ``"mgh"`` or ``"image"``.
+        nifti_header: see ``nifti_header``; None for other formats.
     """
 
     array: np.ndarray
     affine: np.ndarray
     scan_kind: str
     source_format: str
+    nifti_header: tuple[bytes, str, tuple[int, ...]] | None = None
+
+
+def nifti_header(image: Any) -> tuple[bytes, str, tuple[int, ...]]:
+    """What ``write_case`` needs of a NIfTI source: its header's bytes, their order (``<`` or ``>``), and its shape.
+
+    Args:
+        image: as nibabel loaded it.
+    """
+    return image.header.binaryblock, image.header.endianness, tuple(image.shape)
 
 
 def scan_suffix(path: str | Path) -> str:
@@ -80,7 +99,9 @@ def scan_suffix(path: str | Path) -> str:
         For example ``".nii.gz"``, ``".PNG"``, or ``""``.
     """
     name = Path(path).name
-    for suffix in (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES):
+    if name.lower().endswith(".seg.nrrd"):  # a segmentation of 3D Slicer
+        return ""
+    for suffix in (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[-len(suffix) :]
     return ""
@@ -90,7 +111,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
     """Read one file or DICOM folder as it is, without judging its values.
 
     Args:
-        path: NIfTI file, picture, DICOM file, or folder of one DICOM series.
+        path: NIfTI, NRRD, MetaImage or MGH file, 2-D image, DICOM file, or folder of one DICOM series.
         time_point: which volume of a file or series with several, counted from 0.
 
     Returns:
@@ -112,13 +133,18 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
         voxels = _read_dicom(path, time_point)
     elif suffix in NIFTI_SUFFIXES:
         voxels = _read_nifti(path, time_point)
+    elif suffix in ITK_SUFFIXES:
+        voxels = _read_itk(path)
+        choose_volume(path, time_point, 1)
+    elif suffix in MGH_SUFFIXES:
+        voxels = _read_nifti(path, time_point)
     elif suffix in PICTURE_SUFFIXES:
         voxels = _read_picture(path)
         choose_volume(path, time_point, 1)
     elif suffix in DICOM_SUFFIXES or is_dicom_file(path):
         voxels = _read_dicom(path, time_point)
     else:
-        known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES))
+        known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES))
         raise InputError(path, "not a supported scan format", f"Supported are {known} and folders of one DICOM series.")
     if not voxels.array.size:
         shape = " x ".join(map(str, voxels.array.shape[1:]))
@@ -147,6 +173,10 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
 
     try:
         image: Any = nib.load(path)
+        if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
+            raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
+        if any(size < 0 for size in image.shape):
+            raise HeaderDataError(f"shape {image.shape}")
         affine = np.array(image.affine, dtype=np.float64)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
@@ -161,9 +191,34 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         # Only the chosen volume is kept and scaled.
         part = (slice(None),) * 3 + (slice(chosen, chosen + 1),) if len(shape) > 3 else ()
         array = _stored_voxels(path, image.dataobj, part)
-    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error) as error:
-        raise InputError(path, f"cannot be read as NIfTI ({error})", "Copy or export the file again.") from error
-    return Voxels(array.reshape((*shape, 1)[:3])[None], affine, "volume", "nifti")
+    except InputError:
+        raise
+    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error, *_BAD_VALUES) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(path, f"cannot be read as NIfTI ({reason})", "Copy or export the file again.") from error
+    array = array.reshape((*shape, 1)[:3])[None]
+    if isinstance(image, nib.MGHImage):
+        return Voxels(array, affine, "volume", "mgh")
+    return Voxels(array, affine, "volume", "nifti", nifti_header(image))
+
+
+def _read_itk(path: Path) -> Voxels:
+    """An NRRD or MetaImage volume with the place that its header states."""
+    try:
+        array, meta = ITKReader().get_data(ITKReader().read(path))
+    except Exception as error:
+        # ITK and its wrapping raise a dozen types, some with a page of text
+        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+        raise InputError(path, f"cannot be read ({reason})", "Copy or export the file again.") from error
+    if array.ndim not in (2, 3):
+        problem = f"has several values a voxel or several volumes (shape {array.shape})"
+        raise InputError(path, problem, "Save one volume of one intensity per voxel.")
+    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64)
+    if affine.shape != (4, 4):  # a 2-D image in the plane
+        full = np.eye(4)
+        full[:2, :2], full[:2, 3] = affine[:2, :2], affine[:2, -1]
+        affine = full
+    return Voxels(array.reshape((*array.shape, 1)[:3])[None], affine, "volume", "itk")
 
 
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
@@ -201,22 +256,22 @@ def _read_picture(path: Path) -> Voxels:
     # Pillow answers some broken PNG chunks with SyntaxError, ITK everything with RuntimeError.
     except (OSError, SyntaxError, RuntimeError, DecompressionBombError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(path, f"cannot be read as a picture ({reason})", "Copy or export the file again.") from error
+        raise InputError(path, f"cannot be read as an image ({reason})", "Copy or export the file again.") from error
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return Voxels(array[..., None], np.eye(4), "picture", "picture")
+    return Voxels(array[..., None], np.eye(4), "image", "image")
 
 
 def _without_alpha(picture: Image) -> Image:
-    """The picture as plain gray or colour intensities."""
+    """The image as plain gray or colour intensities."""
     if picture.format in ("TIFF", "PNG") and getattr(picture, "n_frames", 1) > 1:
         where = getattr(picture, "filename", "picture")
-        raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one picture per file.")
+        raise InputError(where, f"holds {getattr(picture, 'n_frames', 0)} pages", "Save one image per file.")
     mode = _PILLOW_CONVERSIONS.get(picture.mode)
     return picture.convert(mode) if mode else picture
 
 
 def _is_deep_colour(path: Path) -> bool:
-    """Whether a picture has colour or alpha at more than 8 bits, which Pillow would cut to 8 or not open."""
+    """Whether an image has colour or alpha at more than 8 bits, which Pillow would cut to 8 or not open."""
     from PIL import Image, UnidentifiedImageError
     from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
@@ -236,18 +291,18 @@ def _is_deep_colour(path: Path) -> bool:
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
-    """(rows, columns, C) float32 of a picture of several components at 16 bits or in floats."""
+    """(rows, columns, C) float32 of an image of several components at 16 bits or in floats."""
     import itk
     from PIL import Image
 
     io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if io is None:
-        raise InputError(path, "not a readable picture", "Copy or export the file again.")
+        raise InputError(path, "not a readable image", "Copy or export the file again.")
     io.SetFileName(str(path))
     io.ReadImageInformation()
     components, kind = io.GetNumberOfComponents(), io.GetComponentTypeAsString(io.GetComponentType())
     if io.GetNumberOfDimensions() > 2:
-        raise InputError(path, "holds several pages", "Save one picture per file.")
+        raise InputError(path, "holds several pages", "Save one image per file.")
     # ITK announces 8 bits where it would have to cut deeper samples (colour planes stored apart).
     if components not in (1, 2, 3, 4) or kind in ("unsigned_char", "char"):
         remedy = "Save it as gray or RGB with interleaved samples."
@@ -263,20 +318,20 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 
 class LoadScan(Transform):
-    """Read a scan: a NIfTI volume, a DICOM series, a picture, or several co-registered files as channels.
+    """Read a scan: a volume (NIfTI, NRRD, MetaImage, MGH), a DICOM series, an image, or several files as channels.
 
     Volumes keep the voxel order of their file (first axis = columns for DICOM) and come with their RAS affine;
-    pictures are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
-    lie on what a viewer shows; masks of turned pictures must be drawn likewise. Intensities are the
+    images are (C, rows, columns, 1) with the identity, turned as viewers show them (EXIF orientation), so that maps
+    lie on what a viewer shows; masks of turned images must be drawn likewise. Intensities are the
     stored ones after the file's own scaling (NIfTI ``scl_slope``, DICOM rescale); 16-bit and float values are kept
     exactly, alpha channels are dropped.
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
-    ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"picture"``), ``source`` (absolute paths as given, one per
-    file of a list) and ``source_format`` (``"nifti"``, ``"dicom"`` or ``"picture"``).
+    ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
+    file of a list), ``source_format`` (as of ``Voxels``) and ``nifti_header``.
 
     Args:
-        time_point: which volume of a time series to read, counted from 0. Without it, such a series is refused.
+        time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
     """
 
     def __init__(self, time_point: int | None = None) -> None:
@@ -314,12 +369,13 @@ class LoadScan(Transform):
             "scan_kind": read[0].scan_kind,
             "source": [str(path.absolute()) for path in paths],
             "source_format": read[0].source_format,
+            "nifti_header": read[0].nifti_header,
         }
         return MetaTensor.ensure_torch_and_prune_meta(array, meta)
 
 
 def _as_finite_float(path: Path, array: np.ndarray) -> np.ndarray:
-    """The values as float32, refused where they are no image."""
+    """The values as float32, rejected where they are no image."""
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are counted below
         values = np.array(array, dtype=np.float32, order="C")  # a copy: readers may lend memory
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))

@@ -25,15 +25,15 @@ def load_mask(
     """Read the lesions' outline of a scan.
 
     Args:
-        path: NIfTI or DICOM volume, or picture. Voxels above 0 are lesion; in PNG and JPEG pictures those above half of
+        path: NIfTI or DICOM volume, or image. Voxels above 0 are lesion; in PNG and JPEG images those above half of
             the number range (127 of 8 bits), so that compression noise is none.
         reference: the scan as loaded, (C, X, Y, Z) with ``meta["scan_kind"]``.
         label: the scan's, which the mask must not contradict; None: not known.
-        resample: lay a mask of another shape or affine on the scan's grid: by the nearest voxel in the world, a picture
-            (which has no place in the world) stretched to the scan's size. Without it such a mask is refused.
+        resample: lay a mask of another shape or affine on the scan's grid: by the nearest voxel in the world, an image
+            (which has no place in the world) stretched to the scan's size. Without it such a mask is rejected.
 
     Returns:
-        bool, (X, Y, Z); (rows, columns, 1) for pictures.
+        bool, (X, Y, Z); (rows, columns, 1) for images.
 
     Raises:
         InputError: where the mask cannot be read, differs from the scan in shape or lies elsewhere (by more than 1e-3
@@ -87,7 +87,7 @@ def _on_grid_of(mask: np.ndarray, affine: np.ndarray, reference: MetaTensor) -> 
     from monai.transforms import Resize, SpatialResample
 
     ours = MetaTensor(mask[None].astype(np.float32), affine=affine)
-    if reference.meta.get("scan_kind") == "picture":
+    if reference.meta.get("scan_kind") == "image":
         return np.asarray(Resize(tuple(reference.shape[1:]), mode="nearest-exact")(ours)[0] > 0)
     resampled = SpatialResample(mode="nearest", padding_mode="zeros")(
         ours, dst_affine=reference.affine, spatial_size=tuple(reference.shape[1:])

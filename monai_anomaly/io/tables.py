@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from monai_anomaly.io.atomic import atomic_path
 
-__all__ = ["write_csv", "write_json"]
+__all__ = ["clean_text", "plain_values", "write_csv", "write_json"]
 
 
 def _plain(value: Any) -> Any:
@@ -65,3 +66,22 @@ def write_json(path: str | Path, obj: Any) -> None:
     text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False, default=_number)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def plain_values(value: Any) -> Any:
+    """Settings as JSON has them: what is neither a finite number, a text, a list nor a mapping becomes text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {clean_text(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return clean_text(value)
+
+
+def clean_text(text: Any) -> str:
+    """Text that UTF-8 and HTML can hold: undecodable bytes of file names and control characters are spelt out."""
+    kept = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c in "\t\n" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in kept)

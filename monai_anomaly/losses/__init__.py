@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from .common import AdversarialLoss, SquaredErrorLoss
-from .daad import DAADLoss
-from .ddrid import DDRIDLoss
-from .deep_svdd import OneClassLoss, SoftBoundaryLoss
-from .denoising import DenoisingLoss
-from .ganomaly import GANomalyLoss
-from .hfrae import HierarchicalFeatureLoss
-from .itae import RestorationLoss
-from .proxyano import ImageReconstructionLoss
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AdversarialLoss",
-    "DAADLoss",
-    "DDRIDLoss",
-    "DenoisingLoss",
-    "HierarchicalFeatureLoss",
-    "ImageReconstructionLoss",
-    "OneClassLoss",
-    "RestorationLoss",
-    "SoftBoundaryLoss",
-    "SquaredErrorLoss",
-    "GANomalyLoss",
-]
+from monai_anomaly.discovery import discovered
+
+_found = discovered(__name__, __path__)
+globals().update(_found)
+__all__ = list(_found)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .cohort import CohortFigures, Curve, Thresholds
+from .figures import LEVELS, METRICS, Figure, FigureTable, Metric, group_parts
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
 from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
 from .masks import MaskMetrics
@@ -22,13 +24,21 @@ from .voxels import PixelMetrics
 
 __all__ = [
     "LESION_COLUMNS",
+    "LEVELS",
+    "METRICS",
     "PIXEL_CLASSES",
     "VOLUME_CLASSES",
+    "CohortFigures",
+    "Curve",
+    "Figure",
+    "FigureTable",
     "LesionDetection",
     "MaskMetrics",
+    "Metric",
     "PatientScores",
     "PixelMetrics",
     "ScoreDigest",
+    "Thresholds",
     "VoxelIntervals",
     "auroc",
     "average_precision",
@@ -37,6 +47,7 @@ __all__ = [
     "by_group",
     "count_lesions",
     "decision_metrics",
+    "group_parts",
     "image_metrics",
     "lesion_table",
     "mean_and_spread",

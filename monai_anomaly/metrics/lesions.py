@@ -94,9 +94,9 @@ def lesion_table(
     voxel does.
 
     Args:
-        anomaly_map: shape (X, Y, Z) of a volume; (rows, columns) or (rows, columns, 1) of a picture.
+        anomaly_map: shape (X, Y, Z) of a volume; (rows, columns) or (rows, columns, 1) of an image.
         mask: of the same shape, true where flagged.
-        affine: shape (4, 4), from voxel indices to mm, right, anterior and superior positive (RAS); None for a picture,
+        affine: shape (4, 4), from voxel indices to mm, right, anterior and superior positive (RAS); None for an image,
             which has no millimetres.
         p_value: of a peak, such as its conformal p-value against the maxima of calibration maps.
 
@@ -112,7 +112,7 @@ def lesion_table(
     to_world = None if affine is None else np.asarray(affine, dtype=np.float64)
     if to_world is None:
         if scores.ndim != 2 and (scores.ndim != 3 or scores.shape[2] != 1):
-            raise ValueError(f"a picture is (rows, columns) or (rows, columns, 1), got {scores.shape}; give an affine.")
+            raise ValueError(f"an image is (rows, columns) or (rows, columns, 1), got {scores.shape}; give an affine.")
     elif scores.ndim != 3 or to_world.shape != (4, 4):
         raise ValueError(f"a volume has three axes and an affine of shape (4, 4), got {scores.shape}, {to_world.shape}")
     elif not np.isfinite(to_world).all() or np.linalg.det(to_world[:3, :3]) == 0:

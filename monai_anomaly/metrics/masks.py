@@ -51,7 +51,7 @@ class MaskMetrics:
             mask: of any shape, True or 1 where flagged.
             reference: of the same shape, True or 1 on lesions; None where they are not known: then only whether the
                 scan is flagged counts.
-            kind: scans of which the sizes of lesions compare, ``"volume"`` or ``"picture"``.
+            kind: scans of which the sizes of lesions compare, ``"volume"`` or ``"image"``.
             voxel_volume: in mm3; None for sizes in pixels.
 
         Raises:

@@ -74,7 +74,7 @@ def checked_scores(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.nda
 
 
 def split_by_class(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of the scores of the normal and of the abnormal elements, in their own dtype; refuses NaN."""
+    """Copies of the scores of the normal and of the abnormal elements, in their own dtype; rejects NaN."""
     flat, truth = checked_scores(scores, labels)
     normal, abnormal = flat[~truth], flat[truth]
     # min() carries a NaN through, without an array of flags

@@ -210,20 +210,6 @@ def image_metrics(
     }
 
 
-class PatientScores(NamedTuple):
-    """Patients, in the order in which they come first.
-
-    Attributes:
-        patients: their names.
-        labels: 1 where a scan of the patient is abnormal, None where none is but a label is unknown, else 0.
-        scores: the highest score of the patient's scans.
-    """
-
-    patients: list[Hashable]
-    labels: list[int | None]
-    scores: list[float]
-
-
 def score_gap(labels: Sequence[int | None], scores: Sequence[float]) -> dict[str, Any]:
     """How far the mean scores of normal and of abnormal scans lie apart: ProxyAno's Table II.
 
@@ -265,6 +251,20 @@ def score_gap(labels: Sequence[int | None], scores: Sequence[float]) -> dict[str
         "gap_in_sd": gap / sd if gap is not None and sd else None,
         "undefined": undefined,
     }
+
+
+class PatientScores(NamedTuple):
+    """Patients, in the order in which they come first.
+
+    Attributes:
+        patients: their names.
+        labels: 1 where a scan of the patient is abnormal, None where none is but a label is unknown, else 0.
+        scores: the highest score of the patient's scans.
+    """
+
+    patients: list[Hashable]
+    labels: list[int | None]
+    scores: list[float]
 
 
 def patient_level(patients: Sequence[Hashable], labels: Sequence[int | None], scores: Sequence[float]) -> PatientScores:

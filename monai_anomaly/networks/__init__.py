@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-from .detector import AnomalyDetector, AnomalyOutput, make_detector
-from .nets import (
-    DAAD,
-    DCAE,
-    DDRID,
-    HFRAE,
-    ITAE,
-    Autoencoder,
-    DAADDiscriminator,
-    DAADGenerator,
-    DeepSVDD,
-    DenoisingAutoencoder,
-    Ensemble,
-    GANomaly,
-    GANomalyDiscriminator,
-    GANomalyGenerator,
-    IntensityThreshold,
-    InverseTransformAutoEncoder,
-    MemAE,
-    ProxyAno,
-    ProxyExtractionModule,
-    ZScore,
-)
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AnomalyDetector",
-    "AnomalyOutput",
-    "make_detector",
-    "DAAD",
-    "DAADDiscriminator",
-    "DAADGenerator",
-    "DCAE",
-    "DDRID",
-    "DeepSVDD",
-    "DenoisingAutoencoder",
-    "Ensemble",
-    "HFRAE",
-    "ITAE",
-    "IntensityThreshold",
-    "InverseTransformAutoEncoder",
-    "ProxyAno",
-    "ProxyExtractionModule",
-    "Autoencoder",
-    "GANomaly",
-    "GANomalyDiscriminator",
-    "GANomalyGenerator",
-    "MemAE",
-    "ZScore",
-]
+from . import nets
+from .detector import AnomalyDetector, AnomalyOutput, make_detector
+
+globals().update({name: getattr(nets, name) for name in nets.__all__})
+__all__ = ["AnomalyDetector", "AnomalyOutput", "make_detector", *nets.__all__]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -132,6 +132,11 @@ class AnomalyDetector(nn.Module, ABC):
         """
 
     @torch.jit.unused
+    def borrowed_weights(self) -> str:
+        """Where weights are from that the detector's own training did not give, in a few words; empty for none."""
+        return ""
+
+    @torch.jit.unused
     def components(self) -> "list[AnomalyDetector]":
         """The detectors that this one combines (see ``combine``), each run over whole scans; none as a rule."""
         return []
@@ -174,7 +179,7 @@ class AnomalyDetector(nn.Module, ABC):
         return self.detect(image).anomaly_map
 
     def check_input(self, image: Tensor) -> None:
-        """Refuse an input that the network would only fail on deep inside.
+        """Reject an input that the network would only fail on deep inside.
 
         Args:
             image: shape (B, C, *spatial).

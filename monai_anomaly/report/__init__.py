@@ -1,20 +1,21 @@
-"""An evaluation as one page, its tables and pictures; what they show is computed elsewhere."""
+"""An evaluation as one page, its tables and images; what they show is computed elsewhere."""
 
 from __future__ import annotations
 
-from .curves import draw_loss_curves
-from .evaluation import Evaluation
-from .evaluation_files import evaluation_json, write_metrics_csv
-from .figures import case_slice
+from .evaluation import CaseResult, CaseSlice, Evaluation
+from .findings import findings
 from .overview import draw_overview
 from .page import write_report
+from .plots import draw_loss_curves
+from .slices import case_slice
 
 __all__ = [
+    "CaseResult",
+    "CaseSlice",
     "Evaluation",
     "case_slice",
     "draw_loss_curves",
     "draw_overview",
-    "evaluation_json",
-    "write_metrics_csv",
+    "findings",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""One picture that shows what the detector saw: input, restoration, anomaly map and overlay of the worst slices."""
+"""One image that shows what the detector saw: input, restoration, anomaly map and overlay of the worst slices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai_anomaly.io.atomic import atomic_path
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["draw_overview"]
+__all__ = ["ScanView", "draw_overview", "gray_or_colour"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -54,23 +54,23 @@ def draw_overview(
 
     Slices are taken along the voxel axis that is nearest to the anatomical axis, so nothing is resampled, by their
     highest score, most anomalous first. Rows lie at least 5 mm apart where the volume is thick enough. Volumes are
-    drawn in radiological orientation: axial and coronal slices with the patient's right at the left of the picture,
+    drawn in radiological orientation: axial and coronal slices with the patient's right at the left of the image,
     sagittal ones with anterior at the left; letters at the panels' edges say so. Pixels have the voxels' true
-    proportions. Pictures are drawn upright, as stored. Of a volume with several channels the first is drawn.
+    proportions. Images are drawn upright, as stored. Of a volume with several channels the first is drawn.
 
     Args:
         path: the PNG to write.
-        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for a picture, with ``scan_kind`` in its meta
+        scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind`` in its meta
             and an affine in mm (RAS).
         restoration: the normal image restored, (C, X, Y, Z), in the scan's units; shown in the scan's gray window.
         anomaly_map: anomaly scores, (X, Y, Z).
         anomaly_mask: True where an anomaly is reported, (X, Y, Z); its outline is drawn on the overlay.
-        slice_axis: ``axial``, ``coronal`` or ``sagittal``; without effect on pictures.
+        slice_axis: ``axial``, ``coronal`` or ``sagittal``; without effect on images.
         reference_mask: True where an expert marked a lesion, (X, Y, Z); drawn as a second outline.
         num_slices: rows at most.
         vmax: the score at the top of the colour scale, which begins at 0; None for the map's maximum. Give one number
             to compare several scans.
-        title: a line above the picture.
+        title: a line above the image.
 
     Raises:
         ValueError: if ``slice_axis`` is unknown, ``num_slices`` is below 1, or an array does not fit the scan.
@@ -87,8 +87,8 @@ def draw_overview(
     if restoration.shape != tuple(scan.shape):
         raise ValueError(f"restoration has the shape {restoration.shape}, the scan {tuple(scan.shape)}.")
 
-    view = _View(scan, slice_axis)
-    image, restored = _gray_or_colour(np.asarray(scan), restoration, view.picture)
+    view = ScanView(scan, slice_axis)
+    image, restored = gray_or_colour(np.asarray(scan), restoration, view.picture)
     scores = view.slices(np.asarray(anomaly_map, dtype=np.float32))
     rows = _worst_slices(scores.max(axis=(1, 2)), view.thickness, num_slices)
     top = float(scores.max()) if vmax is None else float(vmax)
@@ -114,11 +114,11 @@ def draw_overview(
         figure.savefig(temporary, format="png", dpi=130)
 
 
-class _View:
+class ScanView:
     """How a scan's arrays become slices to look at: (slices, rows, columns) from (X, Y, Z)."""
 
     def __init__(self, scan: MetaTensor, slice_axis: str) -> None:
-        self.picture = scan.meta["scan_kind"] == "picture"
+        self.picture = scan.meta["scan_kind"] == "image"
         if self.picture:
             self._order: tuple[int, ...] = (2, 0, 1)
             self._flips: tuple[bool, ...] = (False, False, False)
@@ -134,7 +134,7 @@ class _View:
         voxel_axis = {int(world): voxel for voxel, (world, _) in enumerate(to_world)}
         rising = {int(world): direction > 0 for world, direction in to_world}
         through = _PLANES[slice_axis]
-        # pictures run down and to the right: superior and anterior go up, right and anterior to the left
+        # images run down and to the right: superior and anterior go up, right and anterior to the left
         across, down = {0: (1, 2), 1: (0, 2), 2: (0, 1)}[through]
         self._order = tuple(voxel_axis[world] for world in (through, down, across))
         self._flips = (False, rising[down], rising[across])
@@ -149,8 +149,8 @@ class _View:
         return np.flip(turned, tuple(axis for axis, flip in enumerate(self._flips) if flip))
 
 
-def _gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both images in [0, 1] by the scan's window: (X, Y, Z), or (X, Y, Z, 3) for a colour picture."""
+def gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both images in [0, 1] by the scan's window: (X, Y, Z), or (X, Y, Z, 3) for a colour image."""
     colour = picture and len(scan) == 3
     shown = [np.moveaxis(array, 0, -1) if colour else array[0] for array in (scan, restoration)]
     low, high = np.percentile(shown[0], (0, 100) if picture else _WINDOW_PERCENTILES)
@@ -172,7 +172,7 @@ def _worst_slices(peaks: np.ndarray, thickness: float, number: int) -> list[int]
 
 
 def _draw(
-    view: _View,
+    view: ScanView,
     rows: Sequence[int],
     *,
     image: np.ndarray,
@@ -191,7 +191,7 @@ def _draw(
     from matplotlib.patheffects import withStroke
 
     height, width = image.shape[1] * view.aspect, image.shape[2]
-    # long sides alike, so that neither tall nor wide slices make a huge picture
+    # long sides alike, so that neither tall nor wide slices make a huge image
     panel_width, panel_height = (_PANEL_INCHES * side / max(height, width) for side in (width, height))
     step_x, step_y = max(panel_width, _LEAST_COLUMN) + _GAP, max(panel_height, _LEAST_ROW) + _GAP
     total_width = _LEFT + 4 * step_x

@@ -1,116 +1,56 @@
 """The evaluation as one page: no network, no script, no file beside it.
 
 The page carries a content security policy that forbids every request, so that even a hostile name of a file could load
-nothing. All text is escaped. Styles are inline, pictures are data within the page.
+nothing. All text is escaped. Styles are inline, images are data within the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import base64
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from monai_anomaly.io.atomic import atomic_path
-from monai_anomaly.report.cases import cases_html
-from monai_anomaly.report.evaluation import Evaluation, ExtraTable, Level, MetricColumn
-from monai_anomaly.report.figures import MOST_CURVES, draw_curves, draw_histogram, shown_curves
-from monai_anomaly.report.parts import cell_html, data_uri, estimate_cell, plural, table_html, text
-from monai_anomaly.report.statements import (
-    LEVEL_TITLES,
-    Statement,
-    calibration_statements,
-    comparison_statements,
-    number,
-    outcome,
-    rate,
-)
+from monai_anomaly.io.tables import clean_text
+from monai_anomaly.metrics import LEVELS
+
+from .evaluation import CaseList, CaseResult, Evaluation, case_lists
+from .findings import findings, number, rate, verdict
+from .plots import MOST_CURVES, draw_curves, draw_histogram, shown_curves
+from .slices import case_panels, colour_bar, map_top
+from .tables import Table, figure_tables
 
 __all__ = ["write_report"]
 
-NOTICE = "Research use only, not for diagnosis"
-# Metrics side by side in one table: more do not fit a printed page.
-_TABLE_COLUMNS = 5
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+# Cases shown first, with their images.
+_FIRST_CASES = 3
 _MOST_FAILURES = 100
 _CURVE_TITLES = {"roc": "ROC curve", "pr": "Precision-recall curve", "froc": "FROC curve"}
-
-# Sizes in rem of the reader's own font size. Nothing is told by colour alone.
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: #fff; color: #1a1a1a;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif;
-  -webkit-text-size-adjust: 100%; overflow-wrap: break-word; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
-h2 { font-size: 1.3rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 2px solid #1a1a1a; }
-h3 { font-size: 1.08rem; margin: 1.4rem 0 .4rem; }
-h4 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: .4rem 0; max-width: 48rem; }
-a { color: #0b4f8a; }
-.notice { font-weight: 700; color: #8f0000; border: 2px solid #8f0000; padding: .3rem .7rem; display: inline-block; }
-nav ul { list-style: none; margin: .8rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; }
-nav a { display: inline-block; padding: .25rem 0; }
-.findings { list-style: none; margin: 0; padding: 0; max-width: 56rem; }
-.findings li { margin: .6rem 0; padding: .1rem 0 .1rem .8rem; border-left: 4px solid #8a8a8a; }
-.findings li.warning { border-left-color: #8f0000; }
-.tag { font-weight: 700; color: #8f0000; }
-.detail, .note { color: #3d3d3d; font-size: .92rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; max-width: 100%; }
-table { border-collapse: separate; border-spacing: 0; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #c9c9c9; }
-thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-tbody th { font-weight: 400; position: sticky; left: 0; background: #fff; min-width: 7rem; overflow-wrap: anywhere; }
-td { min-width: 4.5rem; }
-td:has(> code) { min-width: 11rem; }
-.cases td { white-space: nowrap; }
-tr.method th, tr.method td { font-weight: 700; }
-tr.first td, tr.first th { border-top: 1px solid #1a1a1a; }
-td small, th small { display: block; font-size: .85rem; font-weight: 400; color: #3d3d3d; white-space: nowrap; }
-td small.why { white-space: normal; min-width: 8rem; }
-code { font: .88rem/1.4 ui-monospace, "Liberation Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem;
-  align-items: start; }
-figure { margin: 0; }
-.figures img { width: 100%; max-width: 27rem; height: auto; display: block; }
-figcaption { font-size: .9rem; }
-article { margin: 1rem 0; padding: .7rem 0 .2rem; border-top: 1px solid #8a8a8a; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.2rem, 1fr)); gap: .6rem; margin-top: .5rem; }
-.panels img { width: 100%; height: auto; display: block; image-rendering: pixelated; background: #000; }
-.panels .bar { height: .7rem; margin-top: .25rem; border: 1px solid #1a1a1a; }
-.panels .absent { border: 1px dashed #8a8a8a; padding: .6rem; font-size: .9rem; color: #3d3d3d; }
-.ends { display: flex; justify-content: space-between; }
-footer { margin-top: 2.5rem; border-top: 2px solid #1a1a1a; padding-top: .6rem; font-size: .92rem; }
-@media print {
-  @page { margin: 13mm; }
-  html { font-size: 9.5pt; }
-  body { padding: 0; max-width: none; }
-  nav { display: none; }
-  a { color: inherit; text-decoration: none; }
-  .scroll { overflow: visible; }
-  th, td { padding-right: .5rem; }
-  tbody th { position: static; min-width: 0; overflow-wrap: break-word; }
-  td, td:has(> code) { min-width: 0; }
-  h2, h3, h4 { break-after: avoid; }
-  tr, li, figure, article { break-inside: avoid; }
-  thead { display: table-header-group; }
-  .figures { grid-template-columns: 1fr 1fr; }
-  .panels { grid-template-columns: repeat(5, 1fr); gap: .4rem; }
-  .panels img, .bar, .findings li { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
+# Sides of the cases' images in pixels. The first is taken that keeps all images within the budget (bytes before base64,
+# which adds a third), so that the page stays below 15 MB.
+_IMAGE_SIDES = (256, 192, 128, 96, 64)
+_IMAGE_BUDGET = 9_000_000
 
 
 def write_report(
-    path: str | Path, evaluation: Evaluation, *, show_patients: bool = False, cases_per_list: int = 8
+    path: str | Path,
+    evaluation: Evaluation,
+    cases: Sequence[CaseResult],
+    *,
+    calibration_scores: Sequence[float] | np.ndarray = (),
+    show_patients: bool = False,
+    cases_per_list: int = 8,
 ) -> None:
     """Write an evaluation as one self-contained HTML page, whole or not at all.
 
-    In its order: what the figures say in plain words, above all where the method does not beat a trivial baseline or a
-    picture statistic; the cohort; the method; the calibration and its drift check; the tables; curves and histogram;
-    the most anomalous and most normal cases, the false negatives and false positives with their pictures; failures. The
-    page asks for nothing outside itself, needs no script, and stays below 15 MB at the usual ``cases_per_list``: the
-    lists are cut there, and pictures become smaller where many are large.
+    In its order: the most anomalous scans in images; one line on what was found and whether it can be believed; what
+    the figures say in plain words; the tables; curves and histogram; further cases; cohort, calibration and failures;
+    the settings, folded. The page asks for nothing outside itself, needs no script, and stays below 15 MB at the usual
+    ``cases_per_list``: the lists are cut there, and images become smaller where many are large.
 
     Patients are numbered in the order of the cases unless ``show_patients`` is set. Names of cases, which are made of
     file names, settings, and the reasons of failures are always printed.
@@ -118,68 +58,68 @@ def write_report(
     Args:
         path: the page to write.
         evaluation: what it shows.
+        cases: the scans; their names are unique.
+        calibration_scores: shape (n,), scores of calibration scans, for the histogram; may be empty.
         show_patients: print ``patient`` of the cases as it is, which may identify someone.
         cases_per_list: cases shown in each of the four lists, at least 1.
 
     Raises:
         ValueError: if ``cases_per_list`` is below 1.
-        InputError: if the folder cannot be written to, or a picture of a case that is shown cannot be read or does not
-            fit its map.
+        InputError: if the folder cannot be written to.
     """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     if cases_per_list < 1:
         raise ValueError(f"cases_per_list is {cases_per_list}: give 1 or more.")
-    page = "\n".join(_page(evaluation, show_patients, cases_per_list))
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean_text(value) if type(value) is str else value,
+    )
+    environment.filters["data_uri"] = lambda content, kind: Markup(
+        f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    )
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    calibration = evaluation.settings["calibration"]
+    failures = evaluation.settings["failures"]
+    page = template.render(
+        title=f"{evaluation.method}: {'evaluation' if len(evaluation.figures) else 'inference'}",
+        version=evaluation.settings["method"]["version"],
+        verdict=verdict(evaluation, cases),
+        findings=findings(evaluation, cases),
+        confounders=evaluation.settings.get("confounders"),
+        **_cases(cases, calibration, show_patients, cases_per_list),
+        levels=figure_tables(evaluation),
+        intervals=evaluation.settings.get("intervals", ""),
+        curves=list(_curves(evaluation)),
+        scores=_scores(cases, calibration, np.asarray(calibration_scores, dtype=np.float64)),
+        cohort=_cohort(evaluation),
+        calibration=None if calibration is None else _calibration(calibration),
+        drift=[] if calibration is None else calibration["drift"],
+        alpha=None if calibration is None or calibration["alpha"] is None else rate(calibration["alpha"]),
+        failures=_plain_table(["case", "reason"], [[f["case"], f["error"]] for f in failures[:_MOST_FAILURES]]),
+        num_failures=len(failures),
+        most_failures=_MOST_FAILURES,
+        settings=_settings(evaluation),
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
-def _page(evaluation: Evaluation, show_patients: bool, cases_per_list: int) -> Iterator[str]:
-    sections: tuple[tuple[str, str, Callable[[], Iterator[str]]], ...] = (
-        ("summary", "What the figures say", lambda: _summary(evaluation)),
-        ("cohort", "Cohort", lambda: _cohort(evaluation)),
-        ("method", "Method and settings", lambda: _method(evaluation)),
-        ("calibration", "Calibration", lambda: _calibration(evaluation)),
-        ("figures", "Figures", lambda: _figures(evaluation)),
-        ("curves", "Curves", lambda: _curves(evaluation)),
-        ("scores", "Scores", lambda: _scores(evaluation)),
-        ("cases", "Cases", lambda: cases_html(evaluation, show_patients, cases_per_list)),
-        ("failures", "Failures", lambda: _failures(evaluation)),
-    )
-    title = text(evaluation.title)
-    yield "<!DOCTYPE html>"
-    yield '<html lang="en">'
-    yield "<head>"
-    yield '<meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-    yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-    yield '<meta name="referrer" content="no-referrer">'
-    yield '<link rel="icon" href="data:,">'
-    yield f"<title>{title}</title>"
-    yield f"<style>{_STYLE}</style>"
-    yield "</head>"
-    yield "<body>"
-    yield "<header>"
-    yield f"<h1>{title}</h1>"
-    yield f'<p class="notice">{NOTICE}</p>'
-    yield '<nav aria-label="Sections"><ul>'
-    yield from (f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-    yield "</ul></nav>"
-    yield "</header>"
-    yield "<main>"
-    for key, name, content in sections:
-        yield f'<section aria-labelledby="{key}">'
-        yield f'<h2 id="{key}">{name}</h2>'
-        yield from content()
-        yield "</section>"
-    yield "</main>"
-    yield f"<footer><p>monai-anomaly {text(evaluation.method.version)}. {NOTICE}.</p></footer>"
-    yield "</body>"
-    yield "</html>"
-    yield ""
+def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> Table:
+    return Table("", [(name, []) for name in columns], [("", list(row)) for row in rows], list(notes))
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
+def _settings(evaluation: Evaluation) -> Table:
+    method = evaluation.settings["method"]
+    rows = [("method", method["name"]), ("version of monai-anomaly", method["version"]), ("weights", method["weights"])]
+    rows += [("borrowed weights", method["borrowed_weights"])] if method.get("borrowed_weights") else []
+    rows += list(_flat(method["settings"]))
+    rows += [(f"SHA-256 of the {side['name']} scans", side["sha256"]) for side in evaluation.settings["cohort"]]
+    return _plain_table(["setting", "value"], [[name, str(value)] for name, value in rows])
 
 
 def _flat(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,281 +131,174 @@ def _flat(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-# ---- sections ----------------------------------------------------------------------------------------------------
+def _cohort(evaluation: Evaluation) -> Table:
+    columns = ("name", "scans", "patients", "normal", "abnormal")
+    rows = [[str(side.get(key, "–")) for key in columns] for side in evaluation.settings["cohort"]]
+    return _plain_table(["part of the split", *columns[1:]], rows)
 
 
-def _findings(statements: Sequence[Statement]) -> Iterator[str]:
-    yield '<ul class="findings">'
-    for statement in statements:
-        look, tag = (' class="warning"', '<span class="tag">Warning.</span> ') if statement.warning else ("", "")
-        verdict = text(statement.verdict)
-        detail = f'<p class="detail">{text(statement.detail)}</p>' if statement.detail else ""
-        yield f"<li{look}><p>{tag}<strong>{verdict}</strong></p>{detail}</li>"
-    yield "</ul>"
-
-
-def _summary(evaluation: Evaluation) -> Iterator[str]:
-    cases = evaluation.cases
-    known = [case.label for case in cases if case.label is not None]
-    counts = f"{known.count(0)} of them normal and {known.count(1)} abnormal" if known else "without labels"
-    yield f"<p>{text(evaluation.method.name)} scored {plural(len(cases), 'scan')}, {counts}.</p>"
-    comparisons = comparison_statements(evaluation)
-    yield from _findings(comparisons + calibration_statements(evaluation))
-    silent = [LEVEL_TITLES[level] for level in evaluation.levels() if evaluation.headline(level) is None]
-    if silent:
-        yield f"<p>No comparison is made for: {text(', '.join(silent))}, where no metric was chosen for it.</p>"
-    if not evaluation.detectors:
-        yield "<p>Without labels or masks nothing can be measured: this page shows scores, not how good they are.</p>"
-    elif comparisons:
-        yield (
-            '<p class="note">Two figures are called not distinguishable where their intervals overlap. A comparison in '
-            "pairs, scan by scan, may tell them apart all the same.</p>"
-        )
-
-
-def _cohort(evaluation: Evaluation) -> Iterator[str]:
-    if not evaluation.cohort:
-        yield "<p>The cohort was not described.</p>"
-        return
+def _calibration(calibration: Mapping[str, Any]) -> Table:
+    alpha, patients = calibration["alpha"], calibration["patients"]
+    missing = "none was asked for" if alpha is None else "undefined: too few calibration patients for this rate"
     rows = [
-        (
-            "",
-            [
-                text(side.name),
-                cell_html(side.scans),
-                "not stated" if side.patients is None else cell_html(side.patients),
-                cell_html(side.normal),
-                cell_html(side.abnormal),
-                f"<code>{text(side.sha256)}</code>",
-            ],
-        )
-        for side in evaluation.cohort
+        ["rate of normal patients that may lie above a threshold (alpha)", "none" if alpha is None else rate(alpha)],
+        ["calibration patients", str(patients)],
+        ["smallest possible p-value", f"1/{patients + 1} = {number(1 / (patients + 1))}"],
     ]
-    columns = ["side", "scans", "patients", "normal", "abnormal", "SHA-256 of what the scans show"]
-    yield from table_html(columns, rows, scroll_name="Cohort")
-    for level, share in evaluation.prevalence.items():
-        yield f"<p>{LEVEL_TITLES[level]}: the share of abnormal ones in the test set is {number(share)}.</p>"
+    for name, key in (("scores", "score_threshold"), ("maps", "map_threshold")):
+        rows.append([f"threshold of {name}", missing if calibration[key] is None else f"{calibration[key]:.5g}"])
+    return _plain_table(["calibration", "value"], [*rows, ["rule", calibration["rule"]]])
 
 
-def _method(evaluation: Evaluation) -> Iterator[str]:
-    method = evaluation.method
-    rows = [("method", method.name), ("version of monai-anomaly", method.version), ("weights", method.weights)]
-    rows += list(_flat(method.settings))
-    cells = [("", [text(key), f"<code>{text(value)}</code>"]) for key, value in rows]
-    yield from table_html(["setting", "value"], cells, scroll_name="Method and settings")
-
-
-def _calibration(evaluation: Evaluation) -> Iterator[str]:
-    calibration = evaluation.calibration
-    if calibration is None:
-        yield "<p>The detector is not calibrated: there is no threshold, no p-value and no mask.</p>"
-        return
-    alpha = None if calibration.alpha is None else rate(calibration.alpha)
-    missing = "undefined: too few calibration patients for this rate" if alpha else "none was asked for"
-    rows = [
-        ("rate of normal patients that may lie above a threshold (alpha)", alpha or "none"),
-        ("calibration patients", str(calibration.patients)),
-        ("smallest possible p-value", f"1/{calibration.patients + 1} = {number(1 / (calibration.patients + 1))}"),
-    ]
-    for name, threshold in (("scores", calibration.score_threshold), ("maps", calibration.map_threshold)):
-        rows.append((f"threshold of {name}", missing if threshold is None else f"{threshold:.5g}"))
-    rows.append(("rule", calibration.rule))
-    cells = [("", [text(key), text(value)]) for key, value in rows]
-    yield from table_html(["calibration", "value"], cells, scroll_name="Calibration")
-    if alpha:
-        yield (
-            f"<p>The rate of {alpha} is kept on average over calibration sets, for new normal "
-            "patients like those of the calibration: same scanner, protocol and population.</p>"
-        )
-    yield "<h3>Drift from the calibration scans</h3>"
-    if not calibration.drift:
-        yield "<p>Not checked.</p>"
-        return
-    calm = {True: "no drift", False: "not compared"}
-    checks = [
-        (
-            "",
-            [
-                text(check.name),
-                '<span class="tag">Warning</span>' if check.warning else calm[check.compared],
-                text(check.finding),
-            ],
-        )
-        for check in calibration.drift
-    ]
-    yield from table_html(["check", "outcome", "finding"], checks, scroll_name="Drift checks")
-
-
-def _figures(evaluation: Evaluation) -> Iterator[str]:
-    levels = evaluation.levels()
-    if not levels:
-        yield "<p>undefined: no labels and no masks to measure against.</p>"
-    elif evaluation.intervals:
-        yield f"<p>Below each figure its interval: {text(evaluation.intervals)}.</p>"
-    else:
-        yield "<p>No intervals were computed.</p>"
-    for level in levels:
-        yield f"<h3>{LEVEL_TITLES[level]}</h3>"
-        yield from _level_tables(evaluation, level)
-    if evaluation.spreads:
-        yield "<h3>Spread over seeds</h3>"
-        yield from _spreads(evaluation)
-    for table in evaluation.tables:
-        yield from _extra(table)
-
-
-def _level_tables(evaluation: Evaluation, level: Level) -> Iterator[str]:
-    columns, detectors = evaluation.columns(level), evaluation.rows(level)
-    headline = evaluation.headline(level)
-    methods = [detector for detector in detectors if detector.kind == "method"]
-    # with several methods "against which" would need a table of its own; the summary has the sentences
-    compared = headline if len(methods) == 1 else None
-    for start in range(0, len(columns), _TABLE_COLUMNS):
-        part = columns[start : start + _TABLE_COLUMNS]
-        verdict = start == 0 and compared is not None
-        headings = ["detector", *(_heading(column) for column in part)]
-        if verdict and compared is not None:
-            headings.append(f"{text(methods[0].name)} against it<small>by {text(compared.label)}</small>")
-        rows, previous = [], ""
-        for detector in detectors:
-            statistic = detector.kind == "picture statistic"
-            if statistic and not any(column.key in detector.levels.get(level, {}) for column in part):
-                continue
-            look = ["method"] if detector.kind == "method" else []
-            look += ["first"] if previous and detector.kind != previous else []
-            previous = detector.kind
-            cells = [f"{text(detector.name)}<small>{detector.kind}</small>"]
-            for column in part:
-                absent = statistic and column.key not in detector.levels[level]
-                cells.append("–" if absent else estimate_cell(detector.estimate(column)))
-            if verdict and compared is not None:
-                cells.append("" if detector.kind == "method" else outcome(methods[0], detector, compared))
-            rows.append((" ".join(look), cells))
-        name = LEVEL_TITLES[level] + ("" if len(columns) <= _TABLE_COLUMNS else f", from {text(part[0].label)}")
-        yield from table_html(headings, rows, scroll_name=name)
-    if level == "image" and evaluation.confounds is not None:
-        tag = '<span class="tag">Warning.</span> ' if evaluation.confounds.separates else ""
-        yield f"<p>{tag}{text(evaluation.confounds.sentence)}</p>"
-    if any(d.kind == "picture statistic" and len(d.levels[level]) < len(columns) for d in detectors):
-        yield '<p class="note">–: not asked of picture statistics, which are no detectors.</p>'
-    noted: dict[str, list[str]] = {}
-    for column in columns:
-        noted.setdefault(column.note, []).append(column.label)
-    yield from (f'<p class="note">{text("; ".join(names))}: {text(note)}.</p>' for note, names in noted.items() if note)
-    for note in evaluation.notes.get(level, ()):
-        yield f'<p class="note">{text(note)}</p>'
-    if not any(detector.kind == "baseline" for detector in detectors):
-        warning = "No baseline was evaluated: these figures stand without a comparison."
-        yield f'<p><span class="tag">Warning.</span> {warning}</p>'
-    if not any(detector.kind == "picture statistic" for detector in detectors):
-        yield '<p class="note">No picture statistic was evaluated at this level.</p>'
-
-
-def _heading(column: MetricColumn) -> str:
-    parts = []
-    if column.higher_is_better is False:
-        parts.append("lower is better")
-    if column.chance is not None:
-        parts.append(f"chance {number(column.chance)}")
-    return text(column.label) + "".join(f"<small>{part}</small>" for part in parts)
-
-
-def _spreads(evaluation: Evaluation) -> Iterator[str]:
-    labels = {(column.level, column.key): column.label for column in evaluation.metrics}
-    rows = [
-        (
-            "",
-            [
-                text(spread.detector),
-                LEVEL_TITLES[spread.level],
-                text(labels[spread.level, spread.metric]),
-                number(spread.mean),
-                "undefined: one seed" if spread.std is None else number(spread.std),
-                text(", ".join(str(seed) for seed in spread.values)),
-            ],
-        )
-        for spread in evaluation.spreads
-    ]
-    columns = ["detector", "level", "metric", "mean", "standard deviation", "seeds"]
-    yield from table_html(columns, rows, scroll_name="Spread over seeds")
-
-
-def _extra(table: ExtraTable) -> Iterator[str]:
-    yield f"<h3>{text(table.title)}</h3>"
-    rows = [("", [cell_html(value) for value in row]) for row in table.rows]
-    yield from table_html([text(column) for column in table.columns], rows, scroll_name=text(table.title))
-    if table.note:
-        yield f'<p class="note">{text(table.note)}</p>'
-
-
-def _curves(evaluation: Evaluation) -> Iterator[str]:
-    groups: dict[tuple[str, str], list[Any]] = {}
-    for curve in evaluation.curves:
-        groups.setdefault((curve.level, curve.axes), []).append(curve)
-    if not groups:
-        yield "<p>undefined: no curve can be drawn without both normal and abnormal elements.</p>"
-        return
-    yield '<div class="figures">'
-    for level in LEVEL_TITLES:
-        for axes, title in _CURVE_TITLES.items():
-            curves = groups.get((level, axes), [])
+def _curves(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    for level, title in LEVELS.items():
+        for axes, name in _CURVE_TITLES.items():
+            curves = [curve for curve in evaluation.curves if (curve.level, curve.axes) == (level, axes)]
             if not curves:
                 continue
-            svg = draw_curves(curves, evaluation.prevalence.get(level))
-            names = ", ".join(curve.detector for curve in shown_curves(curves))
-            caption = f"{title}, {LEVEL_TITLES[level].lower()}"
-            alt = f"{caption}, of {names}. The tables above hold the areas."
-            more = (
-                f" {len(curves) - MOST_CURVES} further curves are in metrics.json." if len(curves) > MOST_CURVES else ""
-            )
-            yield (
-                f'<figure><img src="{data_uri("svg+xml", svg)}" alt="{text(alt)}">'
-                f"<figcaption>{caption}.{more}</figcaption></figure>"
-            )
-    yield "</div>"
+            chance = evaluation.figures.value(evaluation.method, level, "prevalence")
+            caption = f"{name}, {title.lower()}"
+            shown = ", ".join(curve.detector for curve in shown_curves(curves, evaluation.kinds))
+            yield {
+                "svg": draw_curves(curves, evaluation.kinds, chance),
+                "caption": caption,
+                "alt": f"{caption}, of {shown}. The tables above hold the areas.",
+                "more": max(0, len(curves) - MOST_CURVES),
+            }
 
 
-def _scores(evaluation: Evaluation) -> Iterator[str]:
-    calibration = evaluation.calibration
-    groups = [("calibration", np.asarray(() if calibration is None else calibration.scores, dtype=np.float64))]
+def _scores(
+    cases: Sequence[CaseResult], calibration: Mapping[str, Any] | None, calibrated: np.ndarray
+) -> dict[str, Any] | None:
+    groups = [("calibration", calibrated)]
     for label, name in ((0, "normal"), (1, "abnormal"), (None, "unlabelled")):
-        groups.append((name, np.array([case.score for case in evaluation.cases if case.label == label])))
+        groups.append((name, np.array([case.score for case in cases if case.label == label])))
     groups = [(name, scores) for name, scores in groups if scores.size]
     if not groups:
-        yield "<p>undefined: no scan was scored.</p>"
-        return
-    threshold = None if calibration is None else calibration.score_threshold
-    svg = draw_histogram(groups, threshold, evaluation.scores_of)
+        return None
+    threshold = None if calibration is None else calibration["score_threshold"]
     medians = "; ".join(f"{name}: {scores.size}, median {np.median(scores):.4g}" for name, scores in groups)
-    alt = f"Histogram of the {evaluation.scores_of}. {medians}."
-    yield '<div class="figures">'
-    yield (
-        f'<figure><img src="{data_uri("svg+xml", svg)}" alt="{text(alt)}">'
-        f"<figcaption>Scores of {', '.join(name for name, _ in groups)} scans, as shares of each group.</figcaption>"
-        "</figure>"
-    )
-    yield "</div>"
     rows = [
-        (
-            "",
-            [
-                name,
-                str(scores.size),
-                *(f"{value:.4g}" for value in np.percentile(scores, (0, 25, 50, 75, 100))),
-                "–" if threshold is None else f"{int((scores > threshold).sum())}",
-            ],
-        )
+        [
+            name,
+            str(scores.size),
+            *(f"{value:.4g}" for value in np.percentile(scores, (0, 25, 50, 75, 100))),
+            "–" if threshold is None else str(int((scores > threshold).sum())),
+        ]
         for name, scores in groups
     ]
     columns = ["scores", "number", "lowest", "quarter", "median", "three quarters", "highest", "above the threshold"]
-    yield from table_html(columns, rows, scroll_name="Scores")
+    return {
+        "svg": draw_histogram(groups, threshold, "anomaly score"),
+        "alt": f"Histogram of the anomaly scores. {medians}.",
+        "names": ", ".join(name for name, _ in groups),
+        "table": _plain_table(columns, rows),
+    }
 
 
-def _failures(evaluation: Evaluation) -> Iterator[str]:
-    if not evaluation.failures:
-        yield "<p>None: every scan could be used.</p>"
-        return
-    rows = [("", [text(case), text(error)]) for case, error in evaluation.failures[:_MOST_FAILURES]]
-    yield from table_html(["case", "reason"], rows, scroll_name="Failures")
-    if len(evaluation.failures) > _MOST_FAILURES:
-        yield f'<p class="note">{_MOST_FAILURES} of {len(evaluation.failures)} are shown; failures.csv has all.</p>'
+# ---- cases ---------------------------------------------------------------------------------------------------------
+
+
+def _cases(
+    cases: Sequence[CaseResult], calibration: Mapping[str, Any] | None, show_patients: bool, limit: int
+) -> dict[str, Any]:
+    """Cases and their images, as the template takes them."""
+    lists = case_lists(cases)
+    chosen = list({case.name: case for listed in lists for case in listed.cases[:limit]}.values())
+    anchors = {case.name: f"case-{position}" for position, case in enumerate(chosen, start=1)}
+    known = list(dict.fromkeys(case.patient for case in cases if case.patient))
+    patients = {name: name if show_patients else str(count) for count, name in enumerate(known, start=1)}
+    drawn = {case.name: case.pictures() for case in chosen if case.pictures is not None}
+    threshold = None if calibration is None else calibration["map_threshold"]
+    top = map_top(list(drawn.values()), threshold) if drawn else 1.0
+    panels: dict[str, Any] = {}
+    side = 0
+    for side in _IMAGE_SIDES:
+        panels, size = {}, 0
+        for name, given in drawn.items():
+            panels[name] = case_panels(name, given, top, side)
+            size += sum(len(panel.png) for panel in panels[name])
+            if size > _IMAGE_BUDGET:
+                break
+        if size <= _IMAGE_BUDGET:
+            break
+    else:
+        # with hundreds of cases a list even the smallest images are too many
+        panels = {}
+    shown = [
+        {
+            "name": case.name,
+            "anchor": anchors[case.name],
+            "facts": "; ".join(_facts(case, patients, lists, limit)),
+            "where": _where(drawn[case.name]) if case.name in drawn else "",
+            "panels": panels.get(case.name),
+        }
+        for case in chosen
+    ]
+    return {
+        "first_cases": shown[:_FIRST_CASES],
+        "other_cases": shown[_FIRST_CASES:],
+        "lists": [(listed, _list_table(listed, limit, patients), anchors) for listed in lists],
+        "num_cases": len(cases),
+        "cases_per_list": limit,
+        "hide_patients": bool(patients) and not show_patients,
+        "any_mask": any(case.marked is not None for case in cases),
+        "map_top": f"{top:.4g}",
+        "map_threshold": None if threshold is None else f"{threshold:.4g}",
+        "image_side": side,
+        "images": bool(panels),
+        "images_left_out": bool(drawn) and not panels,
+        "colour_bar": colour_bar() if panels else b"",
+    }
+
+
+def _where(drawn: Any) -> str:
+    """The slice, and what lies at its four sides."""
+    places = ("left", "right", "top", "bottom")
+    sides = ", ".join(f"{letter} {place}" for letter, place in zip(drawn.letters, places))
+    return "; ".join(part for part in (drawn.label, sides) if part)
+
+
+def _label(case: CaseResult) -> str:
+    return {0: "normal", 1: "abnormal", None: "unlabelled"}[case.label]
+
+
+def _decision(case: CaseResult) -> str:
+    return "no threshold" if case.flagged is None else "above" if case.flagged else "not above"
+
+
+def _lesions(case: CaseResult) -> str:
+    if case.lesions is None:
+        return "–"
+    if not case.lesions:
+        return "none"
+    if case.lesions_found is None:
+        return f"{case.lesions}, no mask"
+    return f"{case.lesions_found} found, {case.lesions - case.lesions_found} missed"
+
+
+def _facts(case: CaseResult, patients: Mapping[str, str], lists: Sequence[CaseList], limit: int) -> Iterator[str]:
+    """What is known of a case."""
+    p_value = "undefined: not calibrated" if case.p_value is None else number(case.p_value)
+    decision = f", {_decision(case)} the threshold" if case.flagged is not None else ""
+    yield f"score {case.score:.4g}{decision}, p-value {p_value}"
+    yield _label(case)
+    yield "no mask" if case.marked is None else "the mask has voxels" if case.marked else "the mask is empty"
+    if case.lesions is not None:
+        yield f"lesions: {_lesions(case)}"
+    if case.patient:
+        yield f"patient {patients[case.patient]}"
+    places = [listed.title.split(" (")[0].lower() for listed in lists if case in listed.cases[:limit]]
+    yield f"in the list: {', '.join(places)}"
+
+
+def _list_table(listed: CaseList, limit: int, patients: Mapping[str, str]) -> Table:
+    columns = ["case", "label", "score", "score against threshold", "p\u2011value", "mask", "lesions in the reference"]
+    columns += ["patient"] if patients else []
+    rows = []
+    for case in listed.cases[:limit]:
+        mask = "none" if case.marked is None else "has voxels" if case.marked else "empty"
+        p_value = "–" if case.p_value is None else number(case.p_value)
+        cells = [case.name, _label(case), f"{case.score:.4g}", _decision(case), p_value, mask, _lesions(case)]
+        rows.append([*cells, *([patients.get(case.patient, "–")] if patients else [])])
+    return _plain_table(columns, rows)

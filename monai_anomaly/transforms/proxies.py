@@ -1,6 +1,6 @@
 """The proxies of ProxyAno: superpixel image, edges, smooth image, smooth patches, and concatenations of two.
 
-A proxy is the intermediate picture between an image and its reconstruction. Each transform here takes one
+A proxy is the intermediate image between an image and its reconstruction. Each transform here takes one
 channel-first image and returns its proxy in the same kind of container.
 
 References:

@@ -20,7 +20,7 @@ __all__ = ["SLICE_AXES", "SliceGrid", "SliceGridD", "SliceGridDict", "SliceGridd
 # World axis (R, A, S) that the slices of each plane are stacked along.
 SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
-# A resampled scan may lose this share of its foreground at the window's border; more is refused.
+# A resampled scan may lose this share of its foreground at the window's border; more is rejected.
 _LARGEST_LOSS = 0.005
 
 # Slices that are resampled at once.
@@ -31,14 +31,14 @@ class SliceGrid(InvertibleTransform):
     """Turn a scan into a stack of slices of ``image_size``, slices last.
 
     Volumes are reordered to the closest canonical axes (a permutation and flips: no voxel changes) with the wanted
-    anatomical axis last, resampled within the slices, and centred in the window. Slices are never mixed. Pictures, of
+    anatomical axis last, resampled within the slices, and centred in the window. Slices are never mixed. ImageSet, of
     shape (C, rows, columns, 1), keep their orientation.
 
     Args:
         image_size: rows and columns of a slice.
         slice_axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``, found from the affine.
         spacing: pixel spacing within a slice, in mm; None scales each slice, its proportions kept, until it fits the
-            window. Pictures have no spacing and are always fitted.
+            window. Images have no spacing and are always fitted.
         tiles: (rows, columns) of patches that each slice is cut into; the window then is ``tiles * image_size`` and
             each patch counts as one slice (IDRiD's 3 x 3 patches, ProxyAno section IV-D).
 
@@ -67,7 +67,7 @@ class SliceGrid(InvertibleTransform):
         """Slice.
 
         Args:
-            img: shape (C, X, Y, Z) with its RAS affine; ``meta["scan_kind"]`` is ``"volume"`` or ``"picture"``.
+            img: shape (C, X, Y, Z) with its RAS affine; ``meta["scan_kind"]`` is ``"volume"`` or ``"image"``.
 
         Returns:
             Shape (C, *image_size, S), S slices; the affine follows while each slice is whole (``tiles`` of 1 x 1).
@@ -75,7 +75,7 @@ class SliceGrid(InvertibleTransform):
         Raises:
             InputError: if the window would cut off foreground.
         """
-        picture = img.meta.get("scan_kind") == "picture"
+        picture = img.meta.get("scan_kind") == "image"
         order, flips = (
             ([0, 1, 2], []) if picture else _reorientation(np.asarray(img.affine), SLICE_AXES[self.slice_axis])
         )

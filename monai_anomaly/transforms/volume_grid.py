@@ -58,12 +58,12 @@ class VolumeGrid(InvertibleTransform):
             Shape (C, *image_size), axes R, A, S; the affine follows.
 
         Raises:
-            InputError: for a picture, or if the window would cut off foreground.
+            InputError: for an image, or if the window would cut off foreground.
         """
-        if img.meta.get("scan_kind") == "picture":
+        if img.meta.get("scan_kind") == "image":
             raise InputError(
                 img.meta.get("source", ["image"])[0],
-                f"is a picture, and an image_size of three numbers, {self.image_size}, takes volumes",
+                f"is an image, and an image_size of three numbers, {self.image_size}, takes volumes",
                 "Give rows and columns alone, and a detector with spatial_dims 2.",
             )
         order, flips = _reorientation(np.asarray(img.affine), last=2)

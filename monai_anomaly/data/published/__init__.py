@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .cifar import CIFAR10, CIFAR100
 from .collections import BMAD, MedIAnomaly
 from .digits import Digits
@@ -40,7 +40,7 @@ __all__ = [
     "PUBLISHED_COHORTS",
     "PUBLISHED_SETS",
     "Ped2",
-    "Pictures",
+    "ImageSet",
     "Problem",
     "PublishedCohort",
     "PublishedSet",

@@ -14,22 +14,22 @@ from monai_anomaly.exceptions import InputError
 
 from .download import RemoteFile, fetch, file_digest
 
-__all__ = ["Pictures", "Problem", "PublishedSet"]
+__all__ = ["ImageSet", "Problem", "PublishedSet"]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """One side of a problem: pictures that are read when they are asked for.
+class ImageSet:
+    """One side of a problem: images that are read when they are asked for.
 
     Args:
-        names: of the N pictures, unique.
+        names: of the N images, unique.
         labels: shape (N,), int: 0 normal, 1 abnormal.
-        read: index -> the picture as published, (H, W) or (H, W, 3), uint8 (uint16 for 16-bit scans).
-        groups: who or what each picture is of (patient, clip): no group is ever split, intervals are clustered by it.
-            Empty: each picture is its own.
-        read_mask: index -> shape (H, W), bool, where the picture is abnormal; None for a set without masks.
-        kinds: of each picture its class, defect or lesion type, for break-downs; empty for none.
-        positions: of each frame its place in its clip, for videos; empty for pictures.
+        read: index -> the image as published, (H, W) or (H, W, 3), uint8 (uint16 for 16-bit scans).
+        groups: who or what each image is of (patient, clip): no group is ever split, intervals are clustered by it.
+            Empty: each image is its own.
+        read_mask: index -> shape (H, W), bool, where the image is abnormal; None for a set without masks.
+        kinds: of each image its class, defect or lesion type, for break-downs; empty for none.
+        positions: of each frame its place in its clip, for videos; empty for images.
     """
 
     names: Sequence[str]
@@ -43,19 +43,19 @@ class Pictures:
     def __post_init__(self) -> None:
         count = len(self.names)
         if self.labels.shape != (count,) or not np.isin(self.labels, (0, 1)).all():
-            raise ValueError(f"{count} pictures have {count} labels, each 0 or 1, got shape {self.labels.shape}")
+            raise ValueError(f"{count} images have {count} labels, each 0 or 1, got shape {self.labels.shape}")
         for name in ("groups", "kinds", "positions"):
             if len(getattr(self, name)) not in (0, count):
-                raise ValueError(f"{count} pictures have {count} {name} or none, got {len(getattr(self, name))}")
+                raise ValueError(f"{count} images have {count} {name} or none, got {len(getattr(self, name))}")
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> Pictures:
-        """Some of the pictures, in the order given.
+    def take(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """Some of the images, in the order given.
 
         Args:
-            indices: of the pictures.
+            indices: of the images.
         """
         chosen = [int(index) for index in indices]
         read, mask = self.read, self.read_mask
@@ -63,7 +63,7 @@ class Pictures:
         def part(values: Sequence) -> tuple:
             return tuple(values[index] for index in chosen) if len(values) else ()
 
-        return Pictures(
+        return ImageSet(
             names=part(self.names),
             labels=self.labels[np.asarray(chosen, dtype=np.int64)],
             read=lambda index: read(chosen[index]),
@@ -82,19 +82,19 @@ class Problem:
         name: which one of the set (the normal class, the category).
         training: normals alone.
         test: normal and abnormal.
-        video: the test pictures are frames of clips (``test.groups``), scored by clip.
+        video: the test images are frames of clips (``test.groups``), scored by clip.
         facts: what a result should state (``{"patches": [3, 3]}``), JSON-able.
     """
 
     name: str
-    training: Pictures
-    test: Pictures
+    training: ImageSet
+    test: ImageSet
     video: bool = False
     facts: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.training.labels.any():
-            raise ValueError(f"{self.name}: abnormal pictures are in the training side")
+            raise ValueError(f"{self.name}: abnormal images are in the training side")
 
 
 class PublishedSet(ABC):
@@ -112,7 +112,7 @@ class PublishedSet(ABC):
     source: ClassVar[str]  # the publisher's page
     licence: ClassVar[str]
     citation: ClassVar[str]
-    protocol: ClassVar[str]  # which pictures train, which test, and by which paper
+    protocol: ClassVar[str]  # which images train, which test, and by which paper
     by_hand: ClassVar[str] = ""  # how to fetch it where the publisher allows no direct download
     files: ClassVar[tuple[RemoteFile, ...]] = ()
 
@@ -161,7 +161,7 @@ class PublishedSet(ABC):
         return notes
 
     def require(self, name: str) -> None:
-        """Refuse a problem that the set does not have.
+        """Reject a problem that the set does not have.
 
         Raises:
             InputError: with the names there are.

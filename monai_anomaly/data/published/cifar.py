@@ -22,7 +22,7 @@ __all__ = ["CIFAR10", "CIFAR100", "CifarSet", "read_batch"]
 
 
 class CifarSet(ArchivedSet):
-    """Pictures of 32 x 32, colour, in pickled batches.
+    """Images of 32 x 32, colour, in pickled batches.
 
     Args:
         root: the unpacked folder (``cifar-10-batches-py``), or the one above it.
@@ -44,7 +44,7 @@ class CifarSet(ArchivedSet):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """The classes that this copy has training pictures of."""
+        """The classes that this copy has training images of."""
         return tuple(self.classes[index] for index in np.unique(self._training.classes))
 
     def problem(self, name: str) -> Problem:
@@ -75,7 +75,7 @@ class CifarSet(ArchivedSet):
             batch = read_batch(path)
             data, labels = batch.get("data"), np.asarray(batch.get(self.label_key, ()))
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-                raise InputError(path, "holds no pictures of 3 x 32 x 32 bytes under 'data'", self.how_to_get())
+                raise InputError(path, "holds no images of 3 x 32 x 32 bytes under 'data'", self.how_to_get())
             fits = labels.shape == data.shape[:1] and (not len(labels) or labels.dtype.kind in "iu")
             if not fits or not np.isin(labels, np.arange(len(self.classes))).all():
                 expected = f"{len(data)} labels from 0 to {len(self.classes) - 1}"
@@ -94,7 +94,7 @@ class CIFAR10(CifarSet):
     licence = "none stated; the authors ask to cite the report"
     citation = "Krizhevsky, Learning multiple layers of features from tiny images, 2009"
     protocol = (
-        "The 5,000 training pictures of one class train; all 10,000 test pictures test, those of the other nine "
+        "The 5,000 training images of one class train; all 10,000 test images test, those of the other nine "
         "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
     )
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -131,7 +131,7 @@ class CIFAR100(CifarSet):
     licence = "none stated; the authors ask to cite the report"
     citation = "Krizhevsky, Learning multiple layers of features from tiny images, 2009"
     protocol = (
-        "The 2,500 training pictures of one superclass train; all 10,000 test pictures test, those of the other "
+        "The 2,500 training images of one superclass train; all 10,000 test images test, those of the other "
         "nineteen superclasses abnormal (ITAE)."
     )
     classes = (
@@ -205,7 +205,7 @@ class _RefusedError(pickle.UnpicklingError):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes arrays; refuses every other global, so that loading runs nothing."""
+    """Makes arrays; rejects every other global, so that loading runs nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (found := _ALLOWED.get((module, name))) is None:

@@ -1,4 +1,4 @@
-"""Sets of classified pictures: one class is normal, the others are abnormal."""
+"""Sets of classified images: one class is normal, the others are abnormal."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Pictures, Problem
+from .base import ImageSet, Problem
 
 __all__ = ["ClassifiedPictures", "class_counts", "one_against_rest"]
 
 
 @dataclass(frozen=True)
 class ClassifiedPictures:
-    """One published side of a set of classified pictures, held in memory.
+    """One published side of a set of classified images, held in memory.
 
     Args:
-        side: what it is called (``"train"``), the first part of the pictures' names.
+        side: what it is called (``"train"``), the first part of the images' names.
         images: shape (N, H, W) or (N, H, W, 3), uint8.
         classes: shape (N,), int, the class of each.
     """
@@ -30,12 +30,12 @@ class ClassifiedPictures:
 def one_against_rest(
     name: str, training: ClassifiedPictures, test: ClassifiedPictures, class_names: Sequence[str]
 ) -> Problem:
-    """The usual protocol: train on all training pictures of a class, test on all test pictures.
+    """The usual protocol: train on all training images of a class, test on all test images.
 
     Args:
         name: of the normal class.
         training: the published training side; of it the normal class alone is used.
-        test: the published test side; pictures of other classes are abnormal.
+        test: the published test side; images of other classes are abnormal.
         class_names: of all classes.
     """
     normal = list(class_names).index(name)
@@ -47,12 +47,12 @@ def one_against_rest(
 
 
 def class_counts(part: ClassifiedPictures, class_names: Sequence[str], published: Sequence[int]) -> list[str]:
-    """How the numbers of pictures differ from the published ones, in at most two lines.
+    """How the numbers of images differ from the published ones, in at most two lines.
 
     Args:
         part: one side of a set.
         class_names: of all classes.
-        published: number of pictures of each class.
+        published: number of images of each class.
     """
     found = np.bincount(part.classes, minlength=len(class_names))
     absent = [name for name, count in zip(class_names, found) if count == 0]
@@ -61,13 +61,13 @@ def class_counts(part: ClassifiedPictures, class_names: Sequence[str], published
         for name, count, expected in zip(class_names, found, published)
         if count not in (0, expected)
     ]
-    notes = [f"a part of the set: no pictures of {', '.join(absent)}"] if absent else []
-    return notes + ([f"not the published number of pictures: {', '.join(other)}"] if other else [])
+    notes = [f"a part of the set: no images of {', '.join(absent)}"] if absent else []
+    return notes + ([f"not the published number of images: {', '.join(other)}"] if other else [])
 
 
-def _pictures(part: ClassifiedPictures, indices: np.ndarray, normal: int, class_names: Sequence[str]) -> Pictures:
+def _pictures(part: ClassifiedPictures, indices: np.ndarray, normal: int, class_names: Sequence[str]) -> ImageSet:
     classes = part.classes[indices]
-    return Pictures(
+    return ImageSet(
         names=tuple(f"{part.side}/{index:05d}" for index in indices),
         labels=(classes != normal).astype(np.int64),
         read=_reader(part.images, indices),
@@ -76,5 +76,5 @@ def _pictures(part: ClassifiedPictures, indices: np.ndarray, normal: int, class_
 
 
 def _reader(images: np.ndarray, indices: np.ndarray) -> Callable[[int], np.ndarray]:
-    # A copy: whoever gets a picture may change it.
+    # A copy: whoever gets an image may change it.
     return lambda index: images[indices[index]].copy()

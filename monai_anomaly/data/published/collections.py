@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, natural_key
+from monai_anomaly.io.image_files import list_pictures, natural_key
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .download import RemoteFile
 from .layout import files_by_stem, find_folder, folder_pictures, one_class_problem
 
@@ -32,7 +32,7 @@ class BMAD(PublishedSet):
     citation = "Bao et al., BMAD: benchmarks for medical anomaly detection, CVPR Workshops 2024"
     protocol = (
         "As published: train/good trains, test/good and test/Ungood test; the validation folder, which has abnormal "
-        "pictures, is not used."
+        "images, is not used."
     )
     by_hand = (
         "Fetch the sets from the drive linked from https://github.com/DorisBao/BMAD, unpack them below one folder (the "
@@ -52,7 +52,7 @@ class BMAD(PublishedSet):
             name: of its folder.
 
         Raises:
-            InputError: if there is no such set, or a folder of it is missing or empty, or some of its abnormal pictures
+            InputError: if there is no such set, or a folder of it is missing or empty, or some of its abnormal images
                 have a mask and others none.
         """
         folders = self._folders()
@@ -73,7 +73,7 @@ class BMAD(PublishedSet):
             groups=volumes[len(train) :],
             masks=None if masks is None else [*[None] * len(normal), *masks],
         )
-        facts = {"patients": "known" if volumes else "not known, each picture counts as its own"}
+        facts = {"patients": "known" if volumes else "not known, each image counts as its own"}
         return one_class_problem(folder, Problem(name, training, test, facts=facts))
 
     def check(self) -> list[str]:
@@ -87,7 +87,7 @@ class BMAD(PublishedSet):
             path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
             for word, count in self.counts.items():
                 if word in path and found != count:
-                    notes.append(f"{folder}: {found} pictures to train on, published are {count}")
+                    notes.append(f"{folder}: {found} images to train on, published are {count}")
             if problem.facts["left_out"]:
                 notes.append(f"{folder}: {problem.facts['left_out']} training slices are of test volumes and not used")
         return notes
@@ -114,11 +114,11 @@ class BMAD(PublishedSet):
             raise self.missing(folder / sides[0])
         files = list_pictures(side / "img" if (side / "img").is_dir() else side)
         if not files:
-            raise InputError(side, "holds no picture", self.how_to_get())
+            raise InputError(side, "holds no image", self.how_to_get())
         return files
 
     def _masks(self, folder: Path, abnormal: list[Path]) -> list[Path] | None:
-        """Of each abnormal picture its mask; None for a set without."""
+        """Of each abnormal image its mask; None for a set without."""
         labels = find_folder(folder, "test/Ungood/label", "test/ungood/label")
         if labels is None:
             return None
@@ -140,7 +140,7 @@ class MedIAnomaly(PublishedSet):
     RSNA, VinCXR, BrainTumor and LAG have ``images`` and ``data.json`` (``{"train": {"0": [...]}, "test": {"0": [...],
     "1": [...]}}``), ISIC2018_Task3 the challenge's folders and tables, Camelyon16 ``train/good`` and
     ``test/{good,Ungood}``, BraTS2021 ``train`` and ``test/{normal,tumor,annotation}``, whose masks are called as their
-    pictures with ``seg`` in place of ``flair``.
+    images with ``seg`` in place of ``flair``.
     """
 
     key = "medianomaly"
@@ -205,7 +205,7 @@ class MedIAnomaly(PublishedSet):
             found = (len(problem.training), normal, len(problem.test) - normal)
             if found != self.counts.get(name, found):
                 notes.append(
-                    f"{self.root / name}: {found} pictures (training, test normal, test abnormal), published are "
+                    f"{self.root / name}: {found} images (training, test normal, test abnormal), published are "
                     f"{self.counts[name]}"
                 )
         return notes
@@ -223,7 +223,7 @@ class MedIAnomaly(PublishedSet):
             return self._brats(name)
         return self._listed(name)
 
-    def _pictures(self, name: str, normal: list[Path], abnormal: list[Path], **more: list) -> Pictures:
+    def _pictures(self, name: str, normal: list[Path], abnormal: list[Path], **more: list) -> ImageSet:
         labels = [0] * len(normal) + [1] * len(abnormal)
         return folder_pictures(self.root / name, [*normal, *abnormal], labels, **more)
 
@@ -249,7 +249,7 @@ class MedIAnomaly(PublishedSet):
             raise InputError(absent[0], f"is missing, as {len(absent)} of {len(wanted)} are", self.how_to_get())
         twice = set(sides[0]) & {*sides[1], *sides[2]}
         if twice or len(set(wanted)) < len(wanted):
-            raise InputError(path, "names a picture twice", self.how_to_get())
+            raise InputError(path, "names an image twice", self.how_to_get())
         train, normal, abnormal = files
         return Problem(name, self._pictures(name, train, []), self._pictures(name, normal, abnormal))
 
@@ -269,7 +269,7 @@ class MedIAnomaly(PublishedSet):
         found = [re.findall(r"(?<![0-9])[0-9]{5}(?![0-9])", file.stem) for file in (*train, *normal, *abnormal)]
         known = all(len(digits) == 1 for digits in found)
         groups = [digits[0] for digits in found] if known else []
-        facts = {"patients": "known" if known else "not known, each picture counts as its own"}
+        facts = {"patients": "known" if known else "not known, each image counts as its own"}
         training = self._pictures(name, train, [], groups=groups[: len(train)])
         test = self._pictures(name, normal, abnormal, groups=groups[len(train) :], masks=masks)
         return Problem(name, training, test, facts=facts)
@@ -288,7 +288,7 @@ class MedIAnomaly(PublishedSet):
         return Problem(name, self._pictures(name, train, []), test)
 
     def _diagnoses(self, name: str, side: str) -> list[tuple[Path, str]]:
-        """The pictures of a side with the one diagnosis that its table marks."""
+        """The images of a side with the one diagnosis that its table marks."""
         stem = f"ISIC2018_Task3_{side}"
         table = self.root / name / f"{stem}_GroundTruth" / f"{stem}_GroundTruth.csv"
         folder = self.root / name / f"{stem}_Input"
@@ -318,5 +318,5 @@ class MedIAnomaly(PublishedSet):
             raise self.missing(folder)
         files = list_pictures(folder)
         if not files:
-            raise InputError(folder, "holds no picture", self.how_to_get())
+            raise InputError(folder, "holds no image", self.how_to_get())
         return files

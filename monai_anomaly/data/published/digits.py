@@ -18,9 +18,9 @@ _SEED = 0
 class Digits(PublishedSet):
     """Handwritten digits, 8 x 8, gray, that come with scikit-learn.
 
-    The set is published without sides. Of each class one picture in three, drawn with a fixed seed, is on the test
+    The set is published without sides. Of each class one image in three, drawn with a fixed seed, is on the test
     side; the draw is part of the protocol. Who wrote which digit is not published, so a writer may be on both sides.
-    The published values 0 to 16 are spread over 0 to 255 (``round(255 v / 16)``), as other sets' pictures are.
+    The published values 0 to 16 are spread over 0 to 255 (``round(255 v / 16)``), as other sets' images are.
 
     Args:
         root: not used; there are no files.
@@ -32,7 +32,7 @@ class Digits(PublishedSet):
     licence = "CC BY 4.0"
     citation = "Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI Machine Learning Repository, 1998"
     protocol = (
-        "Two thirds of the pictures of one digit train; the other third of all ten digits tests, those of the other "
+        "Two thirds of the images of one digit train; the other third of all ten digits tests, those of the other "
         "nine abnormal. No paper's protocol: the set has no published sides."
     )
     classes = tuple("0123456789")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
 
 __all__ = ["RemoteFile", "fetch", "file_digest"]
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,12 @@ class RemoteFile:
     size: int = 0
 
 
-def fetch(file: RemoteFile, root: Path, timeout: float = 60.0) -> Path:
+def fetch(file: RemoteFile, root: Path) -> Path:
     """Download a file unless it is there.
 
     Args:
         file: what to fetch.
         root: the folder that it goes to.
-        timeout: seconds without an answer.
 
     Returns:
         Where it is.
@@ -48,23 +43,20 @@ def fetch(file: RemoteFile, root: Path, timeout: float = 60.0) -> Path:
     Raises:
         InputError: if the server does not give it, or its content is not the published one; nothing is left behind.
     """
+    from monai.apps.utils import HashCheckError, download_url
+
     target = root / file.name
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    algorithm = "sha256" if file.sha256 else "md5"
     part = target.with_name(target.name + ".part")
     try:
-        with urllib.request.urlopen(file.url, timeout=timeout) as answer, part.open("wb") as out:
-            while chunk := answer.read(_CHUNK):
-                out.write(chunk)
-        for algorithm in ("sha256", "md5"):
-            expected = getattr(file, algorithm)
-            if expected and file_digest(part, algorithm) != expected:
-                raise InputError(
-                    file.url, f"does not have the published {algorithm}", "Try again, or fetch it by hand."
-                )
+        download_url(file.url, part, getattr(file, algorithm) or None, algorithm, progress=False)
         part.replace(target)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except HashCheckError as error:
+        problem = f"does not have the published {algorithm}"
+        raise InputError(file.url, problem, "Try again, or fetch it by hand.") from error
+    except (OSError, RuntimeError) as error:
         raise InputError(file.url, f"could not be downloaded ({error})", f"Fetch it by hand to {target}.") from error
     finally:
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Sets published as folders of pictures by class, and any other in the product's own layout of such folders."""
+"""Sets published as folders of images by class, and any other in the product's own layout of such folders."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from monai_anomaly.data.cohort import load_cohort
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.content import shown_digest
-from monai_anomaly.io.picture_files import PICTURE_SUFFIXES, list_pictures
+from monai_anomaly.io.image_files import PICTURE_SUFFIXES, list_pictures
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .layout import find_folder, folder_pictures, one_class_problem
 
 __all__ = ["OCT2017", "BrainMRI", "ChestXray", "Endosome", "FolderSet"]
 
 
 class FolderSet(PublishedSet):
-    """Pictures in ``train/normal``, ``test/normal``, ``test/abnormal`` and, with the same stems, ``test/masks``.
+    """Images in ``train/normal``, ``test/normal``, ``test/abnormal`` and, with the same stems, ``test/masks``.
 
-    The patient of a picture is what ``patients.csv`` (columns ``image``, relative to the root, and ``patient``) says,
-    else the first group of ``patient_regex`` found in its relative path, else each picture is its own.
+    The patient of an image is what ``patients.csv`` (columns ``image``, relative to the root, and ``patient``) says,
+    else the first group of ``patient_regex`` found in its relative path, else each image is its own.
 
     Args:
         root: the folder of these.
@@ -36,10 +36,8 @@ class FolderSet(PublishedSet):
     source = "your own"
     licence = "your own"
     citation = ""
-    protocol = (
-        "train/normal trains, test/normal and test/abnormal test; no patient and no picture may be on both sides."
-    )
-    by_hand = "Put pictures into train/normal, test/normal, test/abnormal and, named as those, masks into test/masks."
+    protocol = "train/normal trains, test/normal and test/abnormal test; no patient and no image may be on both sides."
+    by_hand = "Put images into train/normal, test/normal, test/abnormal and, named as those, masks into test/masks."
     patient_regex: str | None = None
     counts: ClassVar[dict[str, int]] = {}  # published, of each of the three folders
 
@@ -60,7 +58,7 @@ class FolderSet(PublishedSet):
 
         Raises:
             InputError: as :func:`monai_anomaly.data.load_cohort`, or if a folder of the layout is missing, or a scan is
-                no picture.
+                no image.
         """
         self.require(name)
         for folder in ("train/normal", "test/normal", "test/abnormal"):
@@ -75,7 +73,7 @@ class FolderSet(PublishedSet):
         items = {"training": [*cohort.training, *cohort.validation, *cohort.calibration], "test": cohort.test}
         for item in (item for side in items.values() for item in side):
             if Path(item["image"]).suffix.lower() not in PICTURE_SUFFIXES:
-                raise InputError(item["image"], "is no picture", "Volumes run through the bundles, by a datalist.")
+                raise InputError(item["image"], "is no image", "Volumes run through the bundles, by a datalist.")
         masked = any(item["mask"] for item in cohort.test)
         for item in cohort.test:
             if masked and item["label"] == 1 and not item["mask"]:
@@ -90,7 +88,7 @@ class FolderSet(PublishedSet):
                 groups=() if assumed else [entry["patient"] for entry in entries],
                 masks=masks if masked and side == "test" else None,
             )
-        facts = {"patients": "not known, each picture counts as its own" if assumed else "known"}
+        facts = {"patients": "not known, each image counts as its own" if assumed else "known"}
         return one_class_problem(self.root, Problem(name, sides["training"], sides["test"], facts=facts))
 
     def check(self) -> list[str]:
@@ -104,7 +102,7 @@ class FolderSet(PublishedSet):
         }
         for folder, count in self.counts.items():
             if found[folder] != count:
-                notes.append(f"{self.root / folder}: {found[folder]} pictures, published are {count}")
+                notes.append(f"{self.root / folder}: {found[folder]} images, published are {count}")
         return notes
 
 
@@ -114,7 +112,7 @@ class Endosome(FolderSet):
     key = "endosome"
     title = "Endosome"
     source = "https://doi.org/10.1371/journal.pone.0218931"
-    licence = "of the article CC BY 4.0; of the pictures not stated"
+    licence = "of the article CC BY 4.0; of the images not stated"
     citation = (
         "Lin et al., A two-stage method for automated detection of ring-like endosomes in fluorescent microscopy "
         "images, PLoS ONE 14(6), 2019"
@@ -170,13 +168,13 @@ class _ClassFolders(PublishedSet):
             found = len(list_pictures(self.root / folder))
             if found not in published:
                 versions = " or ".join(map(str, published))
-                notes.append(f"{self.root / folder}: {found} pictures, published are {versions}")
+                notes.append(f"{self.root / folder}: {found} images, published are {versions}")
         return notes
 
     def _kind(self, folder: str, file: Path) -> str:
         return folder
 
-    def _side(self, folders: list[tuple[str, str]]) -> Pictures:
+    def _side(self, folders: list[tuple[str, str]]) -> ImageSet:
         files: list[Path] = []
         kinds: list[str] = []
         for side, kind in folders:
@@ -185,7 +183,7 @@ class _ClassFolders(PublishedSet):
                 raise self.missing(folder)
             found = list_pictures(folder)
             if not found:
-                raise InputError(folder, "holds no picture", self.how_to_get())
+                raise InputError(folder, "holds no image", self.how_to_get())
             files += found
             kinds += [self._kind(kind, file) for file in found]
         labels = [int(file.parent.name != self.normal) for file in files]
@@ -210,7 +208,7 @@ class OCT2017(_ClassFolders):
     )
     protocol = (
         "ProxyAno section IV-C: normals of the published training folder train, the whole published test folder tests. "
-        "Training pictures of patients who are in the test folder are left out, and counted."
+        "Training images of patients who are in the test folder are left out, and counted."
     )
     by_hand = (
         "Fetch the OCT archive from https://data.mendeley.com/datasets/rscbjbr9sj (CC BY 4.0), unpack it, and name the "
@@ -235,7 +233,7 @@ class ChestXray(_ClassFolders):
     licence = "CC BY 4.0"
     citation = OCT2017.citation
     protocol = (
-        "Normals of the published training folder train, the whole published test folder tests. Training pictures of "
+        "Normals of the published training folder train, the whole published test folder tests. Training images of "
         "patients who are in the test folder are left out, and counted."
     )
     by_hand = (
@@ -269,7 +267,7 @@ _BRAIN_KINDS = {
 
 
 class BrainMRI(PublishedSet):
-    """Brain MRI pictures from the web, without and with tumours.
+    """Brain MRI images from the web, without and with tumours.
 
     ProxyAno joins two sources: one is the set of the four classes, in folders ``Training`` and ``Testing`` of
     ``no_tumor``, ``glioma_tumor``, ``meningioma_tumor`` and ``pituitary_tumor``; of the other it names
@@ -285,7 +283,7 @@ class BrainMRI(PublishedSet):
     )
     protocol = (
         "ProxyAno section IV-B has 500 normals to train, 500 normals and 500 abnormals to test, and leaves the split "
-        "open: drawn by seed 0 from pictures that differ (copies are dropped; near-copies are not found). Half of the "
+        "open: drawn by seed 0 from images that differ (copies are dropped; near-copies are not found). Half of the "
         "normals train, up to 500; of the others up to 500 test, and up to 500 abnormals. Patients are not known, and "
         "the sources mix modalities and planes between the classes."
     )
@@ -307,7 +305,7 @@ class BrainMRI(PublishedSet):
             name: ``"all"``.
 
         Raises:
-            InputError: if there is no such problem, or folders of a class are missing, or a picture is both normal and
+            InputError: if there is no such problem, or folders of a class are missing, or an image is both normal and
                 abnormal.
         """
         self.require(name)
@@ -329,28 +327,28 @@ class BrainMRI(PublishedSet):
             )
             for side, chosen in sides.items()
         }
-        facts = {"seed": self.seed, "copies_dropped": copies, "patients": "not known, each picture counts as its own"}
+        facts = {"seed": self.seed, "copies_dropped": copies, "patients": "not known, each image counts as its own"}
         return one_class_problem(self.root, Problem(name, pictures["training"], pictures["test"], facts=facts))
 
     def check(self) -> list[str]:
         notes = super().check()
         problem = self.problem("all")
         if problem.facts["copies_dropped"]:
-            notes.append(f"{self.root}: {problem.facts['copies_dropped']} pictures are copies of others and not used")
+            notes.append(f"{self.root}: {problem.facts['copies_dropped']} images are copies of others and not used")
         sides = {
             "to train on": len(problem.training),
             "normal to test": int((problem.test.labels == 0).sum()),
             "abnormal to test": int((problem.test.labels == 1).sum()),
         }
         notes += [
-            f"{self.root}: {count} pictures {what}, ProxyAno has {self.most}"
+            f"{self.root}: {count} images {what}, ProxyAno has {self.most}"
             for what, count in sides.items()
             if count != self.most
         ]
         return notes
 
     def _distinct(self) -> tuple[list[Path], list[str], int]:
-        """Pictures that differ, what each is of, and how many copies there are besides."""
+        """Images that differ, what each is of, and how many copies there are besides."""
         folders = [path for path in sorted(self.root.glob("**/")) if self._kind(path) is not None]
         first: dict[str, tuple[Path, str]] = {}
         count = 0
@@ -365,11 +363,11 @@ class BrainMRI(PublishedSet):
         kinds = [kind for _, kind in first.values()]
         for normal, what in ((True, "no (or no_tumor)"), (False, "yes (or glioma_tumor, ...)")):
             if not any((kind == "normal") is normal for kind in kinds):
-                raise InputError(self.root, f"holds no folder {what} with pictures", self.how_to_get())
+                raise InputError(self.root, f"holds no folder {what} with images", self.how_to_get())
         return [file for file, _ in first.values()], kinds, count - len(first)
 
     def _kind(self, folder: Path) -> str | None:
-        """What pictures right in a folder are of; None for another folder, or one deeper than the published."""
+        """What images right in a folder are of; None for another folder, or one deeper than the published."""
         if not 1 <= len(folder.relative_to(self.root).parts) <= 3:
             return None
         name = re.sub(r"[^a-z]|tumou?r", "", folder.name.lower())

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import read_mask, read_picture
+from monai_anomaly.io.image_files import read_mask, read_picture
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .layout import files_by_stem, find_folder, one_class_problem
 
 __all__ = ["IDRiD", "patch_borders"]
@@ -214,8 +214,8 @@ class IDRiD(PublishedSet):
         places: list[Place],
         labels: list[int],
         masks: list[list[Path | None]] | None = None,
-    ) -> Pictures:
-        return Pictures(
+    ) -> ImageSet:
+        return ImageSet(
             names=tuple(f"{image}_row{row}_column{column}" for image, row, column in places),
             labels=np.asarray(labels, dtype=np.int64),
             read=partial(self._patch, images, places),

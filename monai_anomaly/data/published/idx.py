@@ -23,13 +23,13 @@ __all__ = ["FashionMNIST", "IdxSet", "MNIST", "read_idx"]
 
 _UNSIGNED_BYTE = 8  # the type code of the format; these sets use no other
 _PROTOCOL = (
-    "The 60,000-picture training side of one class trains; all 10,000 test pictures test, those of the other nine "
+    "The 60,000-image training side of one class trains; all 10,000 test images test, those of the other nine "
     "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
 )
 
 
 class IdxSet(PublishedSet):
-    """Four idx files: pictures and labels of the training and of the test side.
+    """Four idx files: images and labels of the training and of the test side.
 
     Args:
         root: the folder with the files, packed (``.gz``) or not, or one above it as torchvision lays it out
@@ -40,7 +40,7 @@ class IdxSet(PublishedSet):
     """
 
     classes: ClassVar[tuple[str, ...]]
-    counts: ClassVar[dict[str, tuple[int, ...]]]  # of each class's pictures: "train", "t10k"
+    counts: ClassVar[dict[str, tuple[int, ...]]]  # of each class's images: "train", "t10k"
     contents: ClassVar[dict[str, str]]  # unpacked file -> MD5
 
     def __init__(self, root: str | Path) -> None:
@@ -87,9 +87,9 @@ class IdxSet(PublishedSet):
         images, labels = read_idx(path), read_idx(label_path)
         remedy = self.how_to_get()
         if images.ndim != 3 or images.shape[1:] != (28, 28):
-            raise InputError(path, f"holds an array of shape {images.shape}, not N pictures of 28 x 28", remedy)
+            raise InputError(path, f"holds an array of shape {images.shape}, not N images of 28 x 28", remedy)
         if labels.shape != (len(images),):
-            raise InputError(label_path, f"holds labels of shape {labels.shape} for {len(images)} pictures", remedy)
+            raise InputError(label_path, f"holds labels of shape {labels.shape} for {len(images)} images", remedy)
         if not len(labels) or labels.max() >= len(self.classes):
             raise InputError(label_path, "holds no labels, or labels above 9", remedy)
         return ClassifiedPictures(side, images, labels.astype(np.int64))
@@ -149,7 +149,7 @@ class MNIST(IdxSet):
 
 
 class FashionMNIST(IdxSet):
-    """Pictures of clothing, 28 x 28, gray."""
+    """Images of clothing, 28 x 28, gray."""
 
     key = "fashion_mnist"
     title = "Fashion-MNIST"

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, picture_reader
+from monai_anomaly.io.image_files import list_pictures, picture_reader
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 
 __all__ = ["ImageNetSuperclasses"]
 
@@ -37,11 +37,11 @@ class ImageNetSuperclasses(PublishedSet):
     licence = "non-commercial research and education alone, by the publisher's terms of access"
     citation = "Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015"
     protocol = (
-        "The training pictures of one superclass train; the validation pictures of all ten superclasses test, those "
+        "The training images of one superclass train; the validation images of all ten superclasses test, those "
         "of the other nine abnormal (ITAE, Table 7)."
     )
     by_hand = (
-        "Ask for access at https://image-net.org, unpack the training and validation pictures of ILSVRC 2012, and "
+        "Ask for access at https://image-net.org, unpack the training and validation images of ILSVRC 2012, and "
         "sort both into folders train/<wnid> and val/<wnid>."
     )
     superclasses: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -76,7 +76,7 @@ class ImageNetSuperclasses(PublishedSet):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """The superclasses whose training pictures are there."""
+        """The superclasses whose training images are there."""
         training = self.root / "train"
         return tuple(
             name for name, wnids in self.superclasses.items() if all((training / wnid).is_dir() for wnid in wnids)
@@ -96,11 +96,11 @@ class ImageNetSuperclasses(PublishedSet):
                 count = len(self._folder("train", wnid))
                 # The smallest and the largest class of the published training side.
                 if not 732 <= count <= 1300:
-                    notes.append(f"{self.root / 'train' / wnid}: {count} pictures, published are 732 to 1300 a class")
+                    notes.append(f"{self.root / 'train' / wnid}: {count} images, published are 732 to 1300 a class")
         for wnids in self.superclasses.values():
             for wnid in wnids:
                 if (count := len(self._folder("val", wnid))) != 50:
-                    notes.append(f"{self.root / 'val' / wnid}: {count} of 50 pictures")
+                    notes.append(f"{self.root / 'val' / wnid}: {count} of 50 images")
         return notes
 
     @cached_property
@@ -116,18 +116,18 @@ class ImageNetSuperclasses(PublishedSet):
         folder = self.root / side / wnid
         if not folder.is_dir():
             if list_pictures(self.root / side):
-                raise InputError(self.root / side, "holds pictures that are not sorted into classes", self.by_hand)
+                raise InputError(self.root / side, "holds images that are not sorted into classes", self.by_hand)
             raise self.missing(folder)
         if not (paths := list_pictures(folder)):
-            raise InputError(folder, "holds no pictures", self.by_hand)
+            raise InputError(folder, "holds no images", self.by_hand)
         return paths
 
-    def _pictures(self, files: Sequence[tuple[Path, str]], normal: str) -> Pictures:
+    def _pictures(self, files: Sequence[tuple[Path, str]], normal: str) -> ImageSet:
         paths = [path for path, _ in files]
-        return Pictures(
+        return ImageSet(
             names=tuple(path.relative_to(self.root).as_posix() for path in paths),
             labels=np.array([kind != normal for _, kind in files], dtype=np.int64),
-            # A few published pictures are gray or CMYK.
+            # A few published images are gray or CMYK.
             read=picture_reader(paths, colour=True),
             kinds=tuple(kind for _, kind in files),
         )

@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, picture_reader, read_mask
+from monai_anomaly.io.image_files import list_pictures, picture_reader, read_mask
 
 from .archives import ArchivedSet
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .download import RemoteFile
 from .tables import read_table
 
@@ -31,9 +31,9 @@ class _Case:
 
 
 class _Inspection(PublishedSet):
-    """What the three sets share: categories with normal training pictures and a marked test side."""
+    """What the three sets share: categories with normal training images and a marked test side."""
 
-    # Category -> number of training pictures, normal test pictures, abnormal ones.
+    # Category -> number of training images, normal test images, abnormal ones.
     published: ClassVar[dict[str, tuple[int, int, int]]]
     _category = ""  # where the folder is one category's: its name
 
@@ -63,17 +63,17 @@ class _Inspection(PublishedSet):
             elif found != self.published[name]:
                 expected = " + ".join(map(str, self.published[name]))
                 notes.append(
-                    f"{name}: {' + '.join(map(str, found))} pictures (training + normal + abnormal), not {expected}"
+                    f"{name}: {' + '.join(map(str, found))} images (training + normal + abnormal), not {expected}"
                 )
             if without := sum(case.mask is None for case in abnormal):
-                notes.append(f"{name}: {without} of {len(abnormal)} abnormal pictures have no mask, so none are used")
+                notes.append(f"{name}: {without} of {len(abnormal)} abnormal images have no mask, so none are used")
         return notes
 
     @abstractmethod
     def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
         """Training and test side of a category."""
 
-    def _pictures(self, cases: Sequence[_Case], masks: bool) -> Pictures:
+    def _pictures(self, cases: Sequence[_Case], masks: bool) -> ImageSet:
         def mask(index: int) -> np.ndarray:
             case = cases[index]
             if case.mask is not None:
@@ -81,7 +81,7 @@ class _Inspection(PublishedSet):
             return np.zeros(picture(index).shape[:2], dtype=bool)
 
         picture = picture_reader([case.path for case in cases])
-        return Pictures(
+        return ImageSet(
             names=tuple(case.path.relative_to(self.root).as_posix() for case in cases),
             labels=np.array([case.abnormal for case in cases], dtype=np.int64),
             read=picture,
@@ -94,7 +94,7 @@ class _Folders(_Inspection):
     """``<category>/train/<normal>``, ``test/<normal or defect>``, ``ground_truth/<defect>``."""
 
     normal: ClassVar[str]
-    mask_ending: ClassVar[str]  # what a mask's name has after its picture's
+    mask_ending: ClassVar[str]  # what a mask's name has after its image's
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -117,20 +117,20 @@ class _Folders(_Inspection):
         test = [_Case(path, self.normal, False) for path in self._folder(folder / "test" / self.normal)]
         kinds = sorted(path for path in (folder / "test").iterdir() if path.is_dir() and path.name != self.normal)
         for kind in kinds:
-            # Pictures and masks go by the stem: their extensions differ in places.
+            # Images and masks go by the stem: their extensions differ in places.
             masks = {path.stem: path for path in list_pictures(folder / "ground_truth" / kind.name)}
             test += [
                 _Case(path, kind.name, True, masks.get(path.stem + self.mask_ending)) for path in list_pictures(kind)
             ]
         if not any(case.abnormal for case in test):
-            raise InputError(folder / "test", "holds no pictures with defects", self.how_to_get())
+            raise InputError(folder / "test", "holds no images with defects", self.how_to_get())
         return [_Case(path, self.normal, False) for path in training], test
 
     def _folder(self, folder: Path) -> list[Path]:
         if not folder.is_dir():
             raise self.missing(folder)
         if not (paths := list_pictures(folder)):
-            raise InputError(folder, "holds no pictures", self.how_to_get())
+            raise InputError(folder, "holds no images", self.how_to_get())
         return paths
 
 
@@ -218,7 +218,7 @@ class BTAD(_Folders, ArchivedSet):
 class VisA(_Inspection, ArchivedSet):
     """Twelve objects; the one-class split is the published table ``split_csv/1cls.csv``.
 
-    The published defect types stand in each object's ``image_anno.csv``; without that file every abnormal picture is
+    The published defect types stand in each object's ``image_anno.csv``; without that file every abnormal image is
     of the kind ``anomaly``. In the masks each defect type has its own value; all are marked alike.
 
     Args:
@@ -300,7 +300,7 @@ class VisA(_Inspection, ArchivedSet):
                 )
         if any(case.abnormal for case in sides["train"]):
             where = self.root / "split_csv" / "1cls.csv"
-            raise InputError(where, f"trains on abnormal pictures of {name}", "Take the published one-class split.")
+            raise InputError(where, f"trains on abnormal images of {name}", "Take the published one-class split.")
         return sides["train"], sides["test"]
 
     def _table(self, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

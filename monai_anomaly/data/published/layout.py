@@ -1,4 +1,4 @@
-"""What readers of picture folders share: pictures in files, and patients on one side alone."""
+"""What readers of image folders share: images in files, and patients on one side alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, picture_size, read_mask, read_picture
+from monai_anomaly.io.image_files import list_pictures, picture_size, read_mask, read_picture
 
-from .base import Pictures, Problem
+from .base import ImageSet, Problem
 
 __all__ = [
     "files_by_stem",
@@ -34,7 +34,7 @@ def find_folder(root: Path, *candidates: str) -> Path | None:
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures right in a folder by their stems.
+    """The images right in a folder by their stems.
 
     Raises:
         InputError: if two have the same.
@@ -56,23 +56,23 @@ def folder_pictures(
     masks: Sequence[Path | None] | None = None,
     kinds: Sequence[str] = (),
     positions: Sequence[int] = (),
-) -> Pictures:
-    """Pictures that lie in files, named by their paths.
+) -> ImageSet:
+    """Images that lie in files, named by their paths.
 
     Args:
         root: what the names are relative to.
-        files: of the N pictures.
+        files: of the N images.
         labels: N, 0 normal and 1 abnormal.
-        groups: as in :class:`Pictures`.
-        masks: of each picture its mask file; None marks nothing in it. None for a set without masks.
-        kinds: as in :class:`Pictures`.
-        positions: as in :class:`Pictures`.
+        groups: as in :class:`ImageSet`.
+        masks: of each image its mask file; None marks nothing in it. None for a set without masks.
+        kinds: as in :class:`ImageSet`.
+        positions: as in :class:`ImageSet`.
     """
     paths = list(files)
     read: Callable[[int], np.ndarray] | None = None
     if masks is not None:
         read = partial(_mask_of, paths, list(masks))
-    return Pictures(
+    return ImageSet(
         names=tuple(path.relative_to(root).as_posix() for path in paths),
         labels=np.asarray(labels, dtype=np.int64).reshape(len(paths)),
         read=lambda index: read_picture(paths[index]),
@@ -88,12 +88,12 @@ def _mask_of(files: list[Path], masks: list[Path | None], index: int) -> np.ndar
     return np.zeros(picture_size(files[index]), dtype=bool) if mask is None else read_mask(mask, files[index])
 
 
-def without_groups(pictures: Pictures, groups: Iterable[str]) -> tuple[Pictures, int]:
-    """Pictures that are of none of some patients.
+def without_groups(pictures: ImageSet, groups: Iterable[str]) -> tuple[ImageSet, int]:
+    """Images that are of none of some patients.
 
     Args:
-        pictures: with groups, or without: then all stay.
-        groups: whose pictures to leave out.
+        images: with groups, or without: then all stay.
+        groups: whose images to leave out.
 
     Returns:
         The others, and how many were left out.
@@ -106,23 +106,23 @@ def without_groups(pictures: Pictures, groups: Iterable[str]) -> tuple[Pictures,
 
 
 def one_class_problem(root: Path, problem: Problem) -> Problem:
-    """A problem with no patient on both sides: training pictures of test patients are left out, and counted.
+    """A problem with no patient on both sides: training images of test patients are left out, and counted.
 
     Args:
         root: what to name in the message.
         problem: as its files have it.
 
     Returns:
-        The problem; its fact ``left_out`` counts the training pictures that had to go.
+        The problem; its fact ``left_out`` counts the training images that had to go.
 
     Raises:
-        InputError: if no picture is left to train on, or a class is missing from the test.
+        InputError: if no image is left to train on, or a class is missing from the test.
     """
     training, left_out = without_groups(problem.training, problem.test.groups)
     if not len(training):
         found = f"all {left_out} are of test patients" if left_out else "there are none"
-        raise InputError(root, f"{problem.name} has no normal picture to train on: {found}", "Fetch the whole set.")
+        raise InputError(root, f"{problem.name} has no normal image to train on: {found}", "Fetch the whole set.")
     for label, what in ((0, "normal"), (1, "abnormal")):
         if not (problem.test.labels == label).any():
-            raise InputError(root, f"{problem.name} has no {what} test picture", "Fetch the whole set.")
+            raise InputError(root, f"{problem.name} has no {what} test image", "Fetch the whole set.")
     return replace(problem, training=training, facts={**problem.facts, "left_out": left_out})

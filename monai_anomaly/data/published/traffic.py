@@ -1,4 +1,4 @@
-"""GTSRB's stop signs, with adversarial pictures of stop signs as the abnormal side."""
+"""GTSRB's stop signs, with adversarial images of stop signs as the abnormal side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, read_picture
+from monai_anomaly.io.image_files import list_pictures, read_picture
 
 from .archives import ArchivedSet
-from .base import Pictures, Problem
+from .base import ImageSet, Problem
 from .download import RemoteFile
 from .tables import read_table
 
@@ -24,10 +24,10 @@ _COLUMNS = ("Filename", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId")
 
 @dataclass(frozen=True)
 class Sign:
-    """One published picture and where its sign is.
+    """One published image and where its sign is.
 
     Args:
-        path: of the picture.
+        path: of the image.
         box: first column, first row, one past the last column and row of the sign, pixels.
         kind: number of its class, 0 to 42.
     """
@@ -40,7 +40,7 @@ class Sign:
         """The sign without the border around it, shape (H, W, 3), uint8.
 
         Raises:
-            InputError: if the picture is missing or broken, or the box is not within it.
+            InputError: if the image is missing or broken, or the box is not within it.
         """
         picture = read_picture(self.path, colour=True)
         left, top, right, bottom = self.box
@@ -53,11 +53,11 @@ class Sign:
 
 
 class GTSRBStopSigns(ArchivedSet):
-    """Stop signs to train on, other stop signs and adversarial pictures made of them to test on.
+    """Stop signs to train on, other stop signs and adversarial images made of them to test on.
 
-    Signs are read without the border that the published tables mark (about a tenth of the picture on each side).
-    The adversarial pictures are nobody's publication: ``examples/adversarial_stop_signs.py`` makes them, and their
-    names begin with that of the test picture that each is made of, which is its group.
+    Signs are read without the border that the published tables mark (about a tenth of the image on each side).
+    The adversarial images are nobody's publication: ``examples/adversarial_stop_signs.py`` makes them, and their
+    names begin with that of the test image that each is made of, which is its group.
 
     Args:
         root: the folder with ``Final_Training``, ``Final_Test``, ``GT-final_test.csv`` and ``adversarial``, or the
@@ -79,7 +79,7 @@ class GTSRBStopSigns(ArchivedSet):
         "Neural Networks 2012"
     )
     protocol = (
-        "The 780 training pictures of stop signs (class 14) train; their 270 test pictures and 20 adversarial ones "
+        "The 780 training images of stop signs (class 14) train; their 270 test images and 20 adversarial ones "
         "made by the Boundary Attack from random test stop signs test, without borders (DDR-ID, protocol of Deep SVDD)."
     )
     stop_sign = 14
@@ -116,12 +116,12 @@ class GTSRBStopSigns(ArchivedSet):
 
     @property
     def adversarial_folder(self) -> Path:
-        """Where the adversarial pictures are looked for."""
+        """Where the adversarial images are looked for."""
         folders = (self.root / "adversarial", self.base / "adversarial")
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def training_signs(self, kind: int) -> list[Sign]:
-        """The published training pictures of a class.
+        """The published training images of a class.
 
         Args:
             kind: number of the class, 0 to 42.
@@ -133,7 +133,7 @@ class GTSRBStopSigns(ArchivedSet):
         return self._signs(folder / f"GT-{kind:05d}.csv", folder)
 
     def test_signs(self) -> list[Sign]:
-        """The published test pictures of all classes.
+        """The published test images of all classes.
 
         Raises:
             InputError: if files are missing, or the table is not as published.
@@ -155,15 +155,15 @@ class GTSRBStopSigns(ArchivedSet):
         sources = [path.stem.partition("_")[0] for path in adversarial]
         return Problem(
             name=name,
-            training=Pictures(
+            training=ImageSet(
                 names=tuple(sign.path.relative_to(self.base).as_posix() for sign in training),
                 labels=np.zeros(len(training), dtype=np.int64),
                 read=lambda index: training[index].read(),
-                # Thirty pictures of a track show one sign as the car nears it.
+                # Thirty images of a track show one sign as the car nears it.
                 groups=tuple(f"track {sign.path.stem.partition('_')[0]}" for sign in training),
                 kinds=(name,) * len(training),
             ),
-            test=Pictures(
+            test=ImageSet(
                 names=(
                     *(sign.path.relative_to(self.base).as_posix() for sign in normal),
                     *(f"adversarial/{path.name}" for path in adversarial),
@@ -181,9 +181,9 @@ class GTSRBStopSigns(ArchivedSet):
     def check(self) -> list[str]:
         notes = super().check()
         counts = (
-            ("training pictures of stop signs", len(self.training_signs(self.stop_sign)), 780),
-            ("test pictures of stop signs", len(self._normal()), 270),
-            ("adversarial pictures", len(self._adversarial()), 20),
+            ("training images of stop signs", len(self.training_signs(self.stop_sign)), 780),
+            ("test images of stop signs", len(self._normal()), 270),
+            ("adversarial images", len(self._adversarial()), 20),
         )
         return notes + [f"{found} {what}, the protocol has {count}" for what, found, count in counts if found != count]
 
@@ -196,7 +196,7 @@ class GTSRBStopSigns(ArchivedSet):
     def _adversarial(self) -> list[Path]:
         if not (paths := list_pictures(self.adversarial_folder)):
             remedy = "Make them by examples/adversarial_stop_signs.py."
-            raise InputError(self.adversarial_folder, "has no adversarial pictures of stop signs", remedy)
+            raise InputError(self.adversarial_folder, "has no adversarial images of stop signs", remedy)
         return paths
 
     def _signs(self, table: Path, folder: Path) -> list[Sign]:

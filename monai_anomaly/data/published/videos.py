@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.picture_files import list_pictures, natural_key, read_mask, read_picture
+from monai_anomaly.io.image_files import list_pictures, natural_key, read_mask, read_picture
 
-from .base import Pictures, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet
 from .layout import files_by_stem, find_folder, folder_pictures
 
 __all__ = ["Avenue", "Ped2", "ShanghaiTech", "VideoSet"]
@@ -86,7 +86,7 @@ class VideoSet(PublishedSet):
         return notes
 
     @abstractmethod
-    def _test(self, clips: list[Clip]) -> tuple[Pictures, dict]:
+    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
         """The marked test frames, and what to state about their labels."""
 
     def _clips(self, side: str) -> list[Clip]:
@@ -132,7 +132,7 @@ class VideoSet(PublishedSet):
                 )
         return self.missing(frames)
 
-    def _pictures(self, clips: list[Clip], labels: list[int] | None = None, **more: list) -> Pictures:
+    def _pictures(self, clips: list[Clip], labels: list[int] | None = None, **more: list) -> ImageSet:
         frames = [frame for clip in clips for frame in clip.frames]
         return folder_pictures(
             self.root,
@@ -180,7 +180,7 @@ class Ped2(VideoSet):
                 notes.append(f"{self.root}: {differ} frame labels of UCSDped2.m differ from the masks")
         return notes
 
-    def _test(self, clips: list[Clip]) -> tuple[Pictures, dict]:
+    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
         masks = self._masks(clips)
         complete = all(mask is not None for mask in masks)
         labels, origin = self._listed(clips), "UCSDped2.m"
@@ -239,7 +239,7 @@ class Ped2(VideoSet):
 class _CountedSet(VideoSet):
     """Test clips whose labels are arrays over all frames of a clip."""
 
-    def _test(self, clips: list[Clip]) -> tuple[Pictures, dict]:
+    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
         base = min(clip.numbers[0] for clip in clips)
         if base not in (0, 1):
             raise InputError(
@@ -257,7 +257,7 @@ class _CountedSet(VideoSet):
         pictures = self._pictures(clips, labels)
         if all(self._has_masks(clip) for clip in clips):
             read = partial(self._mask, places)
-            pictures = Pictures(**{**vars(pictures), "read_mask": read})
+            pictures = ImageSet(**{**vars(pictures), "read_mask": read})
         return pictures, {"first_frame": base}
 
     @abstractmethod

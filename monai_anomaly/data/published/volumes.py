@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from monai_anomaly.data.cohort import load_cohort, write_datalist
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.image_files import natural_key
 from monai_anomaly.io.load import NIFTI_SUFFIXES, read_voxels, scan_suffix
-from monai_anomaly.io.picture_files import natural_key
 from monai_anomaly.io.tables import write_json
 
 __all__ = ["BraTSCohort", "MSLUBCohort", "PublishedCohort"]

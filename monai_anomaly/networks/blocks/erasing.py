@@ -138,7 +138,7 @@ class GrayErasing(Erasing):
 class RotationErasing(Erasing):
     """Rotation by 0, 90, 180 or 270 degrees, anticlockwise (section 4.1.1): erases the orientation.
 
-    The turns are exact, in the plane of the first two spatial axes: of a picture or slice all there are, of a volume
+    The turns are exact, in the plane of the first two spatial axes: of an image or slice all there are, of a volume
     (X, Y, Z) the axial plane.
     """
 

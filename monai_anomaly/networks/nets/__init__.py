@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from .autoencoder import Autoencoder
-from .daad import DAAD, DAADDiscriminator, DAADGenerator
-from .ddrid import DDRID
-from .deep_svdd import DCAE, DeepSVDD
-from .denoising import DenoisingAutoencoder
-from .ensemble import Ensemble
-from .ganomaly import GANomaly, GANomalyDiscriminator, GANomalyGenerator
-from .hfrae import HFRAE
-from .intensity import IntensityThreshold
-from .itae import ITAE, InverseTransformAutoEncoder
-from .memae import MemAE
-from .proxyano import ProxyAno, ProxyExtractionModule
-from .zscore import ZScore
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DAAD",
-    "DAADDiscriminator",
-    "DAADGenerator",
-    "DCAE",
-    "DDRID",
-    "DeepSVDD",
-    "DenoisingAutoencoder",
-    "Ensemble",
-    "HFRAE",
-    "ITAE",
-    "IntensityThreshold",
-    "InverseTransformAutoEncoder",
-    "ProxyAno",
-    "ProxyExtractionModule",
-    "Autoencoder",
-    "GANomaly",
-    "GANomalyDiscriminator",
-    "GANomalyGenerator",
-    "MemAE",
-    "ZScore",
-]
+from monai_anomaly.discovery import discovered
+
+_found = discovered(__name__, __path__)
+globals().update(_found)
+__all__ = list(_found)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -27,7 +27,7 @@ __all__ = ["DDRID"]
 
 
 def square_side(image_size: int | Sequence[int]) -> int:
-    """The one side of ``image_size``; refuses rectangles, which a latent vector's decoder cannot make."""
+    """The one side of ``image_size``; rejects rectangles, which a latent vector's decoder cannot make."""
     if isinstance(image_size, int):
         return image_size
     sides = {int(side) for side in image_size}
@@ -37,7 +37,7 @@ def square_side(image_size: int | Sequence[int]) -> int:
 
 
 def check_image_side(image: Tensor, side: int) -> None:
-    """Refuse an image that is not of the size that the network was made for."""
+    """Reject an image that is not of the size that the network was made for."""
     if image.shape[2] != side or image.shape[3] != side:
         raise ValueError(f"the network is made for images of {side} x {side}, got {image.shape[2:]}")
 
@@ -53,7 +53,7 @@ class DDRID(AnomalyDetector):
     """Dual Deep Reconstruction networks based Image Decomposition.
 
     Args:
-        spatial_dims: 2; the networks of Table 1 are for pictures, and volumes go slice by slice.
+        spatial_dims: 2; the networks of Table 1 are for images, and volumes go slice by slice.
         in_channels: channels C of the image.
         image_size: side of the (square) image: 28 or 32 (Table 1), 64, 128 or 256 by the same rule; see
             ``dcgan_widths``.

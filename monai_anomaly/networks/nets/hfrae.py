@@ -20,7 +20,7 @@ from monai_anomaly.networks.blocks.encoder_decoder import StridedEncoder
 from monai_anomaly.networks.blocks.features import Frozen, StridedFeatures
 from monai_anomaly.networks.blocks.resnet import RESNETS, resnet_features
 from monai_anomaly.networks.blocks.smoothing import GaussianFilter
-from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput, make_detector
 
 __all__ = ["ENCODER_LABELS", "HFRAE", "HierarchicalDecoder", "feature_encoder_of"]
 
@@ -202,7 +202,7 @@ class HFRAE(AnomalyDetector):
         encoder_label: str = "random",
     ) -> None:
         if spatial_dims != 2:
-            raise ValueError(f"HFRAE is 2-D: its encoders are networks for pictures; got spatial_dims={spatial_dims}")
+            raise ValueError(f"HFRAE is 2-D: its encoders are networks for images; got spatial_dims={spatial_dims}")
         features, channels, size_divisor = _make_encoder(encoder, in_channels, encoder_channels, source)
         super().__init__(spatial_dims, in_channels, size_divisor)
         if norm_over not in ("channels", "map"):
@@ -247,6 +247,11 @@ class HFRAE(AnomalyDetector):
         self.encoder = Frozen(features)
         self.decoder = HierarchicalDecoder(channels, channels[input_level - 1], hidden, kernel_sizes, negative_slope)
         self.gaussian = GaussianFilter(sigma)
+
+    @torch.jit.unused
+    def borrowed_weights(self) -> str:
+        """See ``AnomalyDetector.borrowed_weights``."""
+        return f"encoder {self.encoder_label}"
 
     @property
     def encoder_label(self) -> str:
@@ -356,20 +361,18 @@ def _make_encoder(
 
 
 def _own_encoder(source: dict[str, Any], in_channels: int) -> tuple[nn.Module, list[int], int]:
-    from monai_anomaly import networks
-
-    kind = getattr(networks, str(source["name"]), None)
-    # Only a detector of this package is ever made from a file's word.
-    if not (isinstance(kind, type) and issubclass(kind, AnomalyDetector)):
-        raise ValueError(f"the source of the encoder, {source['name']!r}, is no detector of this package")
-    detector = kind(**source["arguments"])
+    # only a registered detector is ever made from a file's word
+    try:
+        detector = make_detector(source)
+    except LookupError as error:
+        raise ValueError(f"the source of the encoder, {source['name']!r}, is no detector of this package") from error
     if detector.spatial_dims != 2 or detector.in_channels != in_channels:
         raise ValueError(
             f"the source of the encoder takes {detector.spatial_dims}-D images of {detector.in_channels} channel(s), "
             f"not 2-D ones of {in_channels}"
         )
     features = feature_encoder_of(detector).eval()
-    # What the maps are like is seen from a picture; four times the divisor is enough for any of them.
+    # What the maps are like is seen from an image; four times the divisor is enough for any of them.
     divisor = getattr(features, "size_divisor", detector.size_divisor)
     side = 4 * divisor
     with torch.no_grad():

@@ -1,0 +1,139 @@
+"""Image and mask files of published sets, read as they are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from monai_anomaly.exceptions import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["list_pictures", "natural_key", "picture_reader", "picture_size", "read_mask", "read_picture", "upright"]
+
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
+# Whose compression blurs.
+_LOSSY = frozenset({".jpeg", ".jpg"})
+# How Pillow's modes are read: palettes and alpha are not intensities.
+_CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts names with numbers as one reads them: ``2.png`` before ``10.png``.
+
+    Args:
+        name: of a file or folder.
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return (*((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts), (0, 0, name))
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The images of a folder (not of those below it), in natural order; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def read_picture(path: Path, colour: bool = False) -> np.ndarray:
+    """One image.
+
+    Args:
+        path: of the file.
+        colour: gray images become colour too.
+
+    Returns:
+        shape (H, W) or (H, W, 3), uint8, or uint16 for 16-bit gray.
+
+    Raises:
+        InputError: if it is missing, broken, or holds other numbers.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            mode = "RGB" if colour else _CONVERSIONS.get(picture.mode, picture.mode)
+            array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+    # Pillow answers some broken PNG chunks with SyntaxError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
+    if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
+        array = array.astype(np.uint16)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise InputError(path, f"holds {array.dtype}", "Gray and colour images of 8 or 16 bits are read.")
+    return array
+
+
+def picture_reader(paths: Sequence[Path], colour: bool = False) -> Callable[[int], np.ndarray]:
+    """Index -> image, of a list of files."""
+    return lambda index: read_picture(paths[index], colour)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of an image, from its header.
+
+    Raises:
+        InputError: if it is missing or broken.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError) as error:
+        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
+
+
+def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:
+    """The marked pixels of a mask file.
+
+    Args:
+        path: of the mask. Any value above 0 marks; in JPEG files, whose compression blurs, those above half the range.
+        image: what it is of, which must be as large; None: not checked.
+
+    Returns:
+        shape (H, W), bool.
+
+    Raises:
+        InputError: if it is missing or broken, or not of the image's size.
+    """
+    values = read_picture(path)
+    marked = values > (np.iinfo(values.dtype).max // 2 if path.suffix.lower() in _LOSSY else 0)
+    if marked.ndim == 3:
+        marked = np.asarray(marked.any(axis=-1))
+    if picture is not None and marked.shape != (size := picture_size(picture)):
+        shapes = f"{marked.shape[0]} x {marked.shape[1]} pixels, its image {size[0]} x {size[1]}"
+        raise InputError(path, f"has {shapes} (rows x columns)", f"It belongs to {picture}; fetch both again.")
+    return marked
+
+
+def upright(array: np.ndarray, picture: Image) -> np.ndarray:
+    """Turn a 2-D image as viewers show it.
+
+    Args:
+        array: (rows, columns) or (rows, columns, C), as stored.
+        image: the opened file, whose EXIF or XMP orientation tag counts. Pillow turns TIFF files itself.
+
+    Returns:
+        The array flipped or turned by the tag; as it is where there is none.
+    """
+    picture.load()
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except SyntaxError:  # no EXIF that can be read: viewers show the image as stored
+        orientation = 1
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
