@@ -174,24 +174,19 @@ def test_free_response_curve_is_that_of_all_candidates(
     assert metric.compute()["froc_score"] == pytest.approx(compute_froc_score(*expected))
 
 
-def test_standard_size_classes_and_merging() -> None:
+def test_standard_size_classes() -> None:
     rng = np.random.default_rng(0)
-    whole, parts = LesionDetection({"t": 0.9}), [LesionDetection({"t": 0.9}), LesionDetection({"t": 0.9})]
-    for number in range(4):
+    metric = LesionDetection({"t": 0.9})
+    for _ in range(4):
         scores, mask = rng.random((12, 12, 12)), np.zeros((12, 12, 12), dtype=bool)
         mask[:5, :5, :5] = True  # 125 voxels
         mask[8:10, 8, 8] = True
-        for metric in (whole, parts[number % 2]):
-            metric.update(scores, mask, 1.0)
-    parts[0].merge(parts[1])
-    assert parts[0].compute() == whole.compute()
-    got = whole.compute()
+        metric.update(scores, mask, 1.0)
+    got = metric.compute()
     assert [got["size_classes"][name]["lesions"] for name in ("small", "medium", "large")] == [4, 4, 0]
     assert got["undefined"] == {"sensitivity_by_size/large": "no lesion of this size"}
     with pytest.raises(ValueError, match="do not compare"):
-        whole.update(scores, mask)
-    with pytest.raises(ValueError, match="min_overlap"):
-        whole.merge(LesionDetection({"t": 0.9}, min_overlap=0.5))
+        metric.update(scores, mask)
 
 
 def test_undefined_and_unfit() -> None:

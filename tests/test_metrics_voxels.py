@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from itertools import pairwise
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_anomaly.metrics import PixelMetrics, ScoreDigest, ranking_metrics, voxels
+from monai_anomaly.metrics import PixelMetrics, ScoreDigest, best_dice, voxels
 from monai_anomaly.metrics.score_digest import order_keys, score_of_key
 
 Scan = tuple[np.ndarray, np.ndarray]
@@ -155,7 +154,7 @@ def test_equals_scikit_learn_for_negative_scores_with_ties() -> None:
         got = measured([(scores, mask)], exact_voxels=exact_voxels)
         assert got["auroc"] == pytest.approx(roc_auc_score(mask.ravel(), scores.ravel()), abs=1e-12)
         assert got["ap"] == pytest.approx(average_precision_score(mask.ravel(), scores.ravel()), abs=1e-12)
-        assert got["best_dice"] == pytest.approx(ranking_metrics(scores, mask)["best_dice"], abs=1e-12)
+        assert got["best_dice"] == pytest.approx(best_dice(scores, mask)[0], abs=1e-12)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=50))
@@ -318,46 +317,6 @@ def test_a_capacity_that_does_not_suffice_shows_in_the_bounds() -> None:
     assert len(digest) <= 300
     assert 1e-6 < counted.bounds["auroc"] < 0.2
     assert abs(counted.auroc - exact.auroc) <= counted.bounds["auroc"]
-
-
-@pytest.mark.slow
-@given(scans(), scans(), st.sampled_from([(0, 0), (1000, 1000)]))
-@settings(max_examples=50, deadline=None)
-def test_merged_metrics_are_those_of_all_scans(first: list[Scan], second: list[Scan], limits: tuple[int, int]) -> None:
-    parts = []
-    for cohort, limit in zip((first, second), limits):
-        part = PixelMetrics({"t": 0.5}, exact_voxels=limit)
-        for scores, mask in cohort:
-            part.update(scores, mask)
-        parts.append(pickle.loads(pickle.dumps(part)))
-    before = parts[1].compute()
-    parts[0].merge(parts[1])
-    together, expected = parts[0].compute(), measured(first + second, thresholds={"t": 0.5}, exact_voxels=limits[0])
-    for name, value in expected.items():
-        assert together[name] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value)
-    assert parts[1].compute() == before
-    with pytest.raises(ValueError, match="fpr"):
-        parts[0].merge(PixelMetrics({"t": 0.5}, exact_voxels=limits[0], fpr=0.1))
-    with pytest.raises(ValueError, match="thresholds"):
-        parts[0].merge(PixelMetrics({"t": 0.6}, exact_voxels=limits[0]))
-
-
-@pytest.mark.parametrize("limits", [(40, 10), (10, 40)])
-def test_merging_kept_and_counted_voxels(limits: tuple[int, int]) -> None:
-    # one side has passed its limit, the other has not
-    rng = np.random.default_rng(0)
-    cohort = [(rng.random((4, 5)), rng.random((4, 5)) < 0.4) for _ in range(4)]
-    parts = [PixelMetrics(exact_voxels=30), PixelMetrics(exact_voxels=30)]
-    sides = (cohort[:3], cohort[3:]) if limits[0] > limits[1] else (cohort[:1], cohort[1:])
-    for part, side in zip(parts, sides):
-        for scores, mask in side:
-            part.update(scores, mask)
-    assert {part.exact for part in parts} == {True, False}
-    parts[0].merge(parts[1])
-    expected = plain([(s.astype(np.float32), m) for s, m in cohort], 0.3, 0.05)
-    got = parts[0].compute()
-    assert got["num_voxels"] == 80
-    assert {name: got[name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
 
 
 def test_constant_maps_are_chance() -> None:

@@ -43,8 +43,8 @@ from monai_anomaly.data.published import (
     RemoteFile,
     VisA,
 )
-from monai_anomaly.data.published.archives import unpack
 from monai_anomaly.data.published.cifar import read_batch
+from monai_anomaly.data.published.download import unpack
 from monai_anomaly.data.published.idx import read_idx
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures, read_picture

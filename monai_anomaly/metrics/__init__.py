@@ -7,7 +7,7 @@ from .figures import LEVELS, METRICS, Figure, FigureTable, Metric, group_parts
 from .intervals import bootstrap_intervals, mean_and_spread, scan_statistics
 from .lesions import LESION_COLUMNS, PIXEL_CLASSES, VOLUME_CLASSES, LesionDetection, count_lesions, lesion_table
 from .masks import MaskMetrics
-from .ranking import auroc, average_precision, best_dice, ranking_metrics
+from .ranking import auroc, average_precision, best_dice
 from .scans import (
     PatientScores,
     by_group,
@@ -53,7 +53,6 @@ __all__ = [
     "mean_and_spread",
     "normality_scores",
     "patient_level",
-    "ranking_metrics",
     "scan_statistics",
     "score_gap",
     "sensitivity_at_specificity",

@@ -245,31 +245,6 @@ class LesionDetection:
         np.maximum.at(hits, lesion, peaks)
         self._hits += hits[1:].tolist()
 
-    def merge(self, other: LesionDetection) -> None:
-        """Add the scans that another has seen, such as another process's.
-
-        Args:
-            other: with the same settings; it stays as it is.
-
-        Raises:
-            ValueError: if its settings or its unit of size differ.
-        """
-        for name in ("floor", "min_overlap", "_classes", "_thresholds"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"{name.strip('_')} is {getattr(self, name)} here, {getattr(other, name)} there")
-        if None not in (self._in_mm, other._in_mm) and self._in_mm is not other._in_mm:
-            raise ValueError("some scans have a voxel volume and some have none: sizes do not compare.")
-        self._in_mm = other._in_mm if self._in_mm is None else self._in_mm
-        self.num_scans += other.num_scans
-        for name, false in other._false_at.items():
-            self._false_at[name] += false
-        for part, more in zip(
-            (self._sizes, self._levels, self._hits, self._false),
-            (other._sizes, other._levels, other._hits, other._false),
-            strict=True,
-        ):
-            part += more
-
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """The free-response curve.
 

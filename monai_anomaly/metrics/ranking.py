@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ranking", "auroc", "average_precision", "best_dice", "rank_sorted", "ranking_metrics"]
+__all__ = ["Ranking", "auroc", "average_precision", "best_dice", "rank_sorted"]
 
 # Abnormal elements handled at a time: keeps the int64 and float64 temporaries at some tens of MB.
 _CHUNK = 1 << 20
@@ -245,30 +245,3 @@ def best_dice(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     """
     ranking = rank(*split_by_class(scores, labels))
     return (ranking.best_dice, ranking.best_threshold) if ranking else None
-
-
-def _as_dict(normal: np.ndarray, abnormal: np.ndarray) -> dict[str, float | None]:
-    ranking, total = rank(normal, abnormal), normal.size + abnormal.size
-    return {
-        "auroc": ranking.auroc if ranking else None,
-        "ap": ranking.average_precision if ranking else None,
-        "best_dice": ranking.best_dice if ranking else None,
-        "prevalence": abnormal.size / total if total else None,
-    }
-
-
-def ranking_metrics(scores: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float | None]:
-    """All ranking metrics from one sort.
-
-    Args:
-        scores: anomaly scores of any shape, real numbers; higher means more abnormal.
-        labels: as many labels, 0 or False for normal, 1 or True for abnormal.
-
-    Returns:
-        ``auroc``, ``ap`` and ``best_dice`` (an oracle, see :func:`best_dice`), each None where a class is absent, and
-        ``prevalence``, the share of abnormal elements (None for no elements): what ``ap`` is for a random ranking.
-
-    Raises:
-        ValueError: if a score is NaN, a label is neither 0 nor 1, or the sizes differ.
-    """
-    return _as_dict(*split_by_class(scores, labels))

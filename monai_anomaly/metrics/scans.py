@@ -57,11 +57,6 @@ class ConfusionCounts:
         self.false_negative += num_abnormal - found
         self.true_negative += scores.size - num_flagged - num_abnormal + found
 
-    def merge(self, other: ConfusionCounts) -> None:
-        """Add the counts of another at the same threshold."""
-        for name in ("true_positive", "false_positive", "false_negative", "true_negative"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     def metrics(self, f1_name: str = "f1", element: str = "voxel") -> dict[str, Any]:
         """What the counts say.
 

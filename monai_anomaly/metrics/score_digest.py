@@ -139,11 +139,6 @@ class ScoreDigest:
             np.concatenate([np.zeros(keys.size), weight]),
         )
 
-    def merge(self, other: ScoreDigest) -> None:
-        """Count the voxels of another digest; the larger of the two tolerances holds for all."""
-        self.tolerance = max(self.tolerance, other.tolerance)
-        self._absorb(other._codes, other._normal, other._abnormal, other._weight)
-
     def _absorb(self, codes: np.ndarray, normal: np.ndarray, abnormal: np.ndarray, weight: np.ndarray) -> None:
         if not codes.size:
             return

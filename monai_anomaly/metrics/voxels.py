@@ -158,34 +158,6 @@ class PixelMetrics:
         for keys, numbers in zip(_blocks(abnormal), _blocks(regions)):
             self._digest.add(nothing, keys, weights[numbers])
 
-    def merge(self, other: PixelMetrics) -> None:
-        """Add the voxels that another has seen, such as another process's.
-
-        Args:
-            other: with the same settings; it stays as it is.
-
-        Raises:
-            ValueError: if its settings differ.
-        """
-        for name in ("exact_voxels", "tolerance", "overlap_limit", "fpr"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"{name} is {getattr(self, name)} here and {getattr(other, name)} there")
-        if {n: c.threshold for n, c in self.counts.items()} != {n: c.threshold for n, c in other.counts.items()}:
-            raise ValueError("the thresholds differ")
-        for name, counts in self.counts.items():
-            counts.merge(other.counts[name])
-        first = self.num_regions
-        self._sizes += other._sizes
-        self.num_regions += other.num_regions
-        if other._counting:
-            self._count()
-            self._digest.merge(other._digest)
-            self.num_normal += other._digest.num_normal
-            self.num_abnormal += other._digest.num_abnormal
-        kept = other._kept
-        for normal, abnormal, regions in zip(kept.normal, kept.abnormal, kept.regions, strict=True):
-            self._keep(normal, abnormal, regions + np.uint32(first))
-
     def compute(self) -> dict[str, Any]:
         """The metrics over all voxels added so far; computing changes nothing.
 

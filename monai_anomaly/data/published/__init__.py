@@ -51,31 +51,31 @@ __all__ = [
 ]
 
 PUBLISHED_SETS: dict[str, type[PublishedSet]] = {
-    "avenue": Avenue,
-    "bmad": BMAD,
-    "brain_mri": BrainMRI,
-    "btad": BTAD,
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "cxr_kermany": ChestXray,
-    "digits": Digits,
-    "endosome": Endosome,
-    "fashion_mnist": FashionMNIST,
-    "folders": FolderSet,
-    "gtsrb_stop_signs": GTSRBStopSigns,
-    "idrid": IDRiD,
-    "imagenet": ImageNetSuperclasses,
-    "medianomaly": MedIAnomaly,
-    "mnist": MNIST,
-    "mvtec_ad": MVTecAD,
-    "oct2017": OCT2017,
-    "ped2": Ped2,
-    "shanghaitech": ShanghaiTech,
-    "visa": VisA,
+    kind.key: kind
+    for kind in (
+        Avenue,
+        BMAD,
+        BrainMRI,
+        BTAD,
+        CIFAR10,
+        CIFAR100,
+        ChestXray,
+        Digits,
+        Endosome,
+        FashionMNIST,
+        FolderSet,
+        GTSRBStopSigns,
+        IDRiD,
+        ImageNetSuperclasses,
+        MedIAnomaly,
+        MNIST,
+        MVTecAD,
+        OCT2017,
+        Ped2,
+        ShanghaiTech,
+        VisA,
+    )
 }
 
 # Volumes, which run through the bundles: each writes a datalist.
-PUBLISHED_COHORTS: dict[str, type[PublishedCohort]] = {
-    "brats": BraTSCohort,
-    "mslub": MSLUBCohort,
-}
+PUBLISHED_COHORTS: dict[str, type[PublishedCohort]] = {kind.key: kind for kind in (BraTSCohort, MSLUBCohort)}

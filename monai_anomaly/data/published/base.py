@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -11,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.image_files import list_pictures
 
-from .download import RemoteFile, fetch, file_digest
+from .download import RemoteFile, fetch
 
-__all__ = ["ImageSet", "Problem", "PublishedSet"]
+__all__ = ["ImageSet", "Problem", "Published", "PublishedSet", "count_notes", "find_folder"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Problem:
             raise ValueError(f"{self.name}: abnormal images are in the training side")
 
 
-class PublishedSet(ABC):
-    """A data set in the layout in which it is published.
+class Published(ABC):
+    """What is published about a data set, and where it lies.
 
     Args:
         root: its folder.
@@ -114,24 +116,77 @@ class PublishedSet(ABC):
     citation: ClassVar[str]
     protocol: ClassVar[str]  # which images train, which test, and by which paper
     by_hand: ClassVar[str] = ""  # how to fetch it where the publisher allows no direct download
-    files: ClassVar[tuple[RemoteFile, ...]] = ()
+    inner: ClassVar[tuple[str, ...]] = ()  # folders below the one named in which the set may lie
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(self.root, f"no folder with {self.title}", self.how_to_get())
+        self.root = find_folder(self.root, *self.inner) or self.root
 
     @classmethod
     def how_to_get(cls) -> str:
         """One sentence: how a user comes by the set."""
-        if cls.by_hand:
-            return cls.by_hand
-        return f"Pass --download, or fetch it from {cls.source}."
+        return cls.by_hand or f"Pass --download, or fetch it from {cls.source}."
+
+    def there(self, path: Path) -> Path:
+        """A file or folder of the layout, which must be there.
+
+        Raises:
+            InputError: if it is not.
+        """
+        if not path.exists():
+            raise InputError(path, f"is missing, it is part of {self.title}", self.how_to_get())
+        return path
+
+    def wrong(self, where: Path, problem: str) -> InputError:
+        """The error for what is not as published: the set has to be fetched again."""
+        return InputError(where, problem, self.how_to_get())
+
+    def images(self, folder: Path) -> list[Path]:
+        """The images of a folder of the layout, in natural order, one at least.
+
+        Raises:
+            InputError: if the folder is missing or holds none.
+        """
+        if not (files := list_pictures(self.there(folder))):
+            raise self.wrong(folder, "holds no images")
+        return files
+
+    def table(self, path: Path, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
+        """The rows of a CSV file with a header.
+
+        Args:
+            path: of the file.
+            columns: that it must have; others may be there.
+            delimiter: between columns.
+
+        Raises:
+            InputError: if it is missing, has no rows, other columns, or rows that are too short.
+        """
+        try:
+            with self.there(path).open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file, delimiter=delimiter))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self.wrong(path, f"cannot be read as a table ({error})") from error
+        if not rows or not set(columns) <= rows[0].keys():
+            raise self.wrong(path, f"is no table with rows and the columns {', '.join(columns)}")
+        for number, row in enumerate(rows, start=2):
+            if any(row[column] is None for column in columns):
+                raise self.wrong(path, f"line {number} is too short")
+        return rows
+
+
+class PublishedSet(Published):
+    """A data set of one-class problems in the layout in which it is published; arguments as :class:`Published`."""
+
+    files: ClassVar[tuple[RemoteFile, ...]] = ()
+    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {}  # archive -> what it leaves under the set's folder
 
     @property
-    @abstractmethod
     def problems(self) -> tuple[str, ...]:
         """Names of its one-class problems, in the published order."""
+        return ("all",)
 
     @abstractmethod
     def problem(self, name: str) -> Problem:
@@ -153,12 +208,8 @@ class PublishedSet(ABC):
         Raises:
             InputError: for what cannot.
         """
-        notes = []
-        for file in self.files:
-            path = self.root / file.name
-            if path.is_file() and (wrong := _difference(path, file)):
-                notes.append(f"{path}: {wrong}")
-        return notes
+        copies = [(file, self.root / file.name) for file in self.files if (self.root / file.name).is_file()]
+        return [f"{path}: {wrong}" for file, path in copies if (wrong := file.difference(path))]
 
     def require(self, name: str) -> None:
         """Reject a problem that the set does not have.
@@ -171,13 +222,12 @@ class PublishedSet(ABC):
                 self.root, f"{self.title} has no problem {name!r}", f"Choose one of {', '.join(self.problems)}."
             )
 
-    def missing(self, path: Path) -> InputError:
-        """The error for a file or folder of the layout that is not there."""
-        return InputError(path, f"is missing, it is part of {self.title}", self.how_to_get())
-
     @classmethod
     def download(cls, root: str | Path) -> None:
-        """Fetch the set into a folder, checked, and only what is not there yet.
+        """Fetch the set into a folder, checked, and only what is not there yet; archives are unpacked and stay.
+
+        Args:
+            root: the folder.
 
         Raises:
             InputError: if the publisher wants it fetched by hand, a download fails, or a file is not as published.
@@ -186,15 +236,30 @@ class PublishedSet(ABC):
         if cls.by_hand or not remote:
             raise InputError(root, f"{cls.title} cannot be downloaded by a program", cls.how_to_get())
         for file in remote:
-            fetch(file, Path(root))
+            fetch(file, Path(root), cls.unpacks.get(file.name, ()))
 
 
-def _difference(path: Path, file: RemoteFile) -> str:
-    """How a file differs from the published one; empty where it does not, or nothing is published."""
-    if file.size and path.stat().st_size != file.size:
-        return f"has {path.stat().st_size} bytes, the published one {file.size}"
-    for algorithm in ("sha256", "md5"):
-        expected = getattr(file, algorithm)
-        if expected and file_digest(path, algorithm) != expected:
-            return f"is not the published file ({algorithm} differs)"
-    return ""
+def find_folder(root: Path, *candidates: str) -> Path | None:
+    """The first folder of several spellings that is there.
+
+    Args:
+        root: what they are relative to.
+        candidates: relative paths, the published one first.
+    """
+    return next((root / name for name in candidates if (root / name).is_dir()), None)
+
+
+def count_notes(where: object, counts: Mapping[str, tuple[int, int | Sequence[int]]], source: str = "") -> list[str]:
+    """How numbers differ from the published ones, one line each.
+
+    Args:
+        where: the folder.
+        counts: by what is counted the number found and the published one, or those of several versions.
+        source: who has the published numbers, ``"published are"`` by default.
+    """
+    notes = []
+    for what, (found, published) in counts.items():
+        versions = [published] if isinstance(published, int) else published
+        if found not in versions:
+            notes.append(f"{where}: {found} {what}, {source or 'published are'} {' or '.join(map(str, versions))}")
+    return notes

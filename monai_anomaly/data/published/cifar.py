@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +12,13 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-from .archives import ArchivedSet
-from .base import Problem
-from .classes import ClassifiedPictures, class_counts, one_against_rest
-from .download import RemoteFile
+from .classes import ClassifiedSet
+from .download import RemoteFile, remote_files
 
 __all__ = ["CIFAR10", "CIFAR100", "CifarSet", "read_batch"]
 
 
-class CifarSet(ArchivedSet):
+class CifarSet(ClassifiedSet):
     """Images of 32 x 32, colour, in pickled batches.
 
     Args:
@@ -31,58 +28,30 @@ class CifarSet(ArchivedSet):
         InputError: if the folder is missing.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    folder: ClassVar[str]
     label_key: ClassVar[str]
-    training_batches: ClassVar[tuple[str, ...]]
-    test_batch: ClassVar[str]
-
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        if (self.root / self.folder).is_dir():
-            self.root = self.root / self.folder
+    batches: ClassVar[dict[str, tuple[str, ...]]]  # of each side
 
     @property
     def problems(self) -> tuple[str, ...]:
         """The classes that this copy has training images of."""
-        return tuple(self.classes[index] for index in np.unique(self._training.classes))
+        (_, classes), _ = self._parts
+        return tuple(self.classes[index] for index in np.unique(classes))
 
-    def problem(self, name: str) -> Problem:
-        self.require(name)
-        return one_against_rest(name, self._training, self._test, self.classes)
+    def _read(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+        batches = [self._batch(self.there(self.root / name)) for name in self.batches[side]]
+        images, classes = zip(*batches)
+        return np.concatenate(images), np.concatenate(classes)
 
-    def check(self) -> list[str]:
-        notes = super().check()
-        for part, total in ((self._training, 50000), (self._test, 10000)):
-            published = (total // len(self.classes),) * len(self.classes)
-            notes += [f"{part.side}: {note}" for note in class_counts(part, self.classes, published)]
-        return notes
-
-    @cached_property
-    def _training(self) -> ClassifiedPictures:
-        return self._part("train", self.training_batches)
-
-    @cached_property
-    def _test(self) -> ClassifiedPictures:
-        return self._part("test", (self.test_batch,))
-
-    def _part(self, side: str, names: tuple[str, ...]) -> ClassifiedPictures:
-        images, classes = [], []
-        for name in names:
-            path = self.root / name
-            if not path.is_file():
-                raise self.missing(path)
-            batch = read_batch(path)
-            data, labels = batch.get("data"), np.asarray(batch.get(self.label_key, ()))
-            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-                raise InputError(path, "holds no images of 3 x 32 x 32 bytes under 'data'", self.how_to_get())
-            fits = labels.shape == data.shape[:1] and (not len(labels) or labels.dtype.kind in "iu")
-            if not fits or not np.isin(labels, np.arange(len(self.classes))).all():
-                expected = f"{len(data)} labels from 0 to {len(self.classes) - 1}"
-                raise InputError(path, f"does not hold {expected} under {self.label_key!r}", self.how_to_get())
-            images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            classes.append(labels.astype(np.int64))
-        return ClassifiedPictures(side, np.concatenate(images), np.concatenate(classes))
+    def _batch(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        batch = read_batch(path)
+        data, labels = batch.get("data"), np.asarray(batch.get(self.label_key, ()))
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+            raise self.wrong(path, "holds no images of 3 x 32 x 32 bytes under 'data'")
+        fits = labels.shape == data.shape[:1] and (not len(labels) or labels.dtype.kind in "iu")
+        if not fits or not np.isin(labels, np.arange(len(self.classes))).all():
+            expected = f"{len(data)} labels from 0 to {len(self.classes) - 1}"
+            raise self.wrong(path, f"does not hold {expected} under {self.label_key!r}")
+        return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
 
 
 class CIFAR10(CifarSet):
@@ -98,20 +67,20 @@ class CIFAR10(CifarSet):
         "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
     )
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    folder = "cifar-10-batches-py"
+    inner = ("cifar-10-batches-py",)
     label_key = "labels"
-    training_batches = tuple(f"data_batch_{number}" for number in range(1, 6))
-    test_batch = "test_batch"
+    batches: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test": ("test_batch",),
+    }
+    counts: ClassVar[dict[str, tuple[int, ...]]] = {"train": (5000,) * 10, "test": (1000,) * 10}
     unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
-        "cifar-10-python.tar.gz": (f"{folder}/{training_batches[-1]}", f"{folder}/{test_batch}")
+        "cifar-10-python.tar.gz": ("cifar-10-batches-py/data_batch_5", "cifar-10-batches-py/test_batch")
     }
     files = (
-        RemoteFile(
-            "cifar-10-python.tar.gz",
-            url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            md5="c58f30108f718f92721af3b95e74349a",
-            size=170498071,
+        *remote_files(
+            "https://www.cs.toronto.edu/~kriz",
+            {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
         ),
         RemoteFile("data_batch_1", md5="c99cafc152244af753f735de768cd75f"),
         RemoteFile("data_batch_2", md5="d4bba439e000b95fd0a9bffe97cbabec"),
@@ -156,20 +125,20 @@ class CIFAR100(CifarSet):
         "vehicles_1",
         "vehicles_2",
     )
-    folder = "cifar-100-python"
+    inner = ("cifar-100-python",)
     label_key = "coarse_labels"
-    training_batches = ("train",)
-    test_batch = "test"
+    batches: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": ("train",),
+        "test": ("test",),
+    }
+    counts: ClassVar[dict[str, tuple[int, ...]]] = {"train": (2500,) * 20, "test": (500,) * 20}
     unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
-        "cifar-100-python.tar.gz": (f"{folder}/{training_batches[-1]}", f"{folder}/{test_batch}")
+        "cifar-100-python.tar.gz": ("cifar-100-python/train", "cifar-100-python/test")
     }
     files = (
-        RemoteFile(
-            "cifar-100-python.tar.gz",
-            url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-            sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-            md5="eb9058c3a382ffc7106e4002c42a8d85",
-            size=169001437,
+        *remote_files(
+            "https://www.cs.toronto.edu/~kriz",
+            {"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
         ),
         RemoteFile("train", md5="16019d7e3df5f24257cddd939b257f8d"),
         RemoteFile("test", md5="f0ef6b0ae62326f3e7ffdfab6717acfc"),

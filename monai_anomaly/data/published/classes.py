@@ -1,80 +1,81 @@
-"""Sets of classified images: one class is normal, the others are abnormal."""
+"""Sets of classified images, held in memory: one class is normal, the others are abnormal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
-from .base import ImageSet, Problem
+from .base import ImageSet, Problem, PublishedSet
 
-__all__ = ["ClassifiedPictures", "class_counts", "one_against_rest"]
-
-
-@dataclass(frozen=True)
-class ClassifiedPictures:
-    """One published side of a set of classified images, held in memory.
-
-    Args:
-        side: what it is called (``"train"``), the first part of the images' names.
-        images: shape (N, H, W) or (N, H, W, 3), uint8.
-        classes: shape (N,), int, the class of each.
-    """
-
-    side: str
-    images: np.ndarray
-    classes: np.ndarray
+__all__ = ["ClassifiedSet"]
 
 
-def one_against_rest(
-    name: str, training: ClassifiedPictures, test: ClassifiedPictures, class_names: Sequence[str]
-) -> Problem:
-    """The usual protocol: train on all training images of a class, test on all test images.
+class ClassifiedSet(PublishedSet):
+    """Arrays of images and of their classes: all training images of a class train, all test images test.
 
     Args:
-        name: of the normal class.
-        training: the published training side; of it the normal class alone is used.
-        test: the published test side; images of other classes are abnormal.
-        class_names: of all classes.
+        root: as :class:`PublishedSet`.
     """
-    normal = list(class_names).index(name)
-    return Problem(
-        name=name,
-        training=_pictures(training, np.flatnonzero(training.classes == normal), normal, class_names),
-        test=_pictures(test, np.arange(len(test.classes)), normal, class_names),
-    )
 
+    classes: ClassVar[tuple[str, ...]]
+    sides: ClassVar[tuple[str, str]] = ("train", "test")  # the first part of the images' names
+    counts: ClassVar[dict[str, tuple[int, ...]]] = {}  # published, of each side and class
 
-def class_counts(part: ClassifiedPictures, class_names: Sequence[str], published: Sequence[int]) -> list[str]:
-    """How the numbers of images differ from the published ones, in at most two lines.
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.classes
 
-    Args:
-        part: one side of a set.
-        class_names: of all classes.
-        published: number of images of each class.
-    """
-    found = np.bincount(part.classes, minlength=len(class_names))
-    absent = [name for name, count in zip(class_names, found) if count == 0]
-    other = [
-        f"{count} of {expected} of {name}"
-        for name, count, expected in zip(class_names, found, published)
-        if count not in (0, expected)
-    ]
-    notes = [f"a part of the set: no images of {', '.join(absent)}"] if absent else []
-    return notes + ([f"not the published number of images: {', '.join(other)}"] if other else [])
+    def problem(self, name: str) -> Problem:
+        self.require(name)
+        normal = self.classes.index(name)
+        training, test = self._parts
+        members = np.flatnonzero(training[1] == normal)
+        return Problem(
+            name,
+            self._images(self.sides[0], training, members, normal),
+            self._images(self.sides[1], test, np.arange(len(test[1])), normal),
+        )
 
+    def check(self) -> list[str]:
+        return [*super().check(), *self._count_notes()]
 
-def _pictures(part: ClassifiedPictures, indices: np.ndarray, normal: int, class_names: Sequence[str]) -> ImageSet:
-    classes = part.classes[indices]
-    return ImageSet(
-        names=tuple(f"{part.side}/{index:05d}" for index in indices),
-        labels=(classes != normal).astype(np.int64),
-        read=_reader(part.images, indices),
-        kinds=tuple(class_names[index] for index in classes),
-    )
+    def _count_notes(self) -> list[str]:
+        """How the numbers of images differ from the published ones, in at most two lines a side."""
+        notes = []
+        for side, (_, classes) in zip(self.sides, self._parts):
+            published = self.counts.get(side, ())
+            found = np.bincount(classes, minlength=len(self.classes))
+            absent = [name for name, count in zip(self.classes, found) if count == 0]
+            if absent:
+                notes.append(f"{side}: a part of the set: no images of {', '.join(absent)}")
+            other = [
+                f"{count} of {expected} of {name}"
+                for name, count, expected in zip(self.classes, found, published)
+                if count not in (0, expected)
+            ]
+            if other:
+                notes.append(f"{side}: not the published number of images: {', '.join(other)}")
+        return notes
 
+    @cached_property
+    def _parts(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        return self._read(self.sides[0]), self._read(self.sides[1])
 
-def _reader(images: np.ndarray, indices: np.ndarray) -> Callable[[int], np.ndarray]:
-    # A copy: whoever gets an image may change it.
-    return lambda index: images[indices[index]].copy()
+    @abstractmethod
+    def _read(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images of a side, shape (N, H, W) or (N, H, W, 3), uint8, and their classes, shape (N,), int."""
+
+    def _images(
+        self, side: str, part: tuple[np.ndarray, np.ndarray], indices: Sequence[int] | np.ndarray, normal: int
+    ) -> ImageSet:
+        images, classes = part[0], part[1][indices]
+        return ImageSet(
+            names=tuple(f"{side}/{index:05d}" for index in indices),
+            labels=(classes != normal).astype(np.int64),
+            read=lambda index: images[indices[index]].copy(),  # whoever gets an image may change it
+            kinds=tuple(self.classes[index] for index in classes),
+        )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.image_files import list_pictures, natural_key
+from monai_anomaly.io.image_files import natural_key
 
-from .base import ImageSet, Problem, PublishedSet
+from .base import Problem, count_notes, find_folder
 from .download import RemoteFile
-from .layout import files_by_stem, find_folder, folder_pictures, one_class_problem
+from .layout import FileSet, ImageFile, Sides, files_by_stem, one_class_sides
 
 __all__ = ["BMAD", "MedIAnomaly"]
 
 
-class BMAD(PublishedSet):
+class BMAD(FileSet):
     """BMAD's sets, each in ``train/good`` and ``test/{good,Ungood}``, with ``img`` and ``label`` where it has masks.
 
     Each folder below the root, up to three deep, that has ``train/good`` is a problem, called by the folder's name.
@@ -55,39 +55,37 @@ class BMAD(PublishedSet):
             InputError: if there is no such set, or a folder of it is missing or empty, or some of its abnormal images
                 have a mask and others none.
         """
-        folders = self._folders()
-        if not folders:
-            raise self.missing(self.root / "Brain" / "train" / "good")
-        self.require(name)
-        folder = folders[name]
-        train, normal = self._files(folder, "train/good"), self._files(folder, "test/good")
-        abnormal = self._files(folder, "test/Ungood", "test/ungood")
-        masks = self._masks(folder, abnormal)
-        tested = [*normal, *abnormal]
-        volumes = self._volumes([*train, *tested])
-        training = folder_pictures(folder, train, [0] * len(train), groups=volumes[: len(train)])
-        test = folder_pictures(
-            folder,
-            tested,
-            [0] * len(normal) + [1] * len(abnormal),
-            groups=volumes[len(train) :],
-            masks=None if masks is None else [*[None] * len(normal), *masks],
+        self._some()
+        return super().problem(name)
+
+    def _some(self) -> None:
+        if not self.problems:
+            self.there(self.root / "Brain" / "train" / "good")
+
+    def _root(self, name: str) -> Path:
+        return self._folders()[name]
+
+    def _sides(self, name: str) -> Sides:
+        folder = self._root(name)
+        abnormal = self._side(folder, "test/Ungood", "test/ungood")
+        return one_class_sides(
+            self._side(folder, "train/good"),
+            self._side(folder, "test/good"),
+            abnormal,
+            masks=self._masks(folder, abnormal),
+            patients=partial(patients_in_names, r"^([0-9]{5})_[0-9]+$"),
         )
-        facts = {"patients": "known" if volumes else "not known, each image counts as its own"}
-        return one_class_problem(folder, Problem(name, training, test, facts=facts))
 
     def check(self) -> list[str]:
+        self._some()
         notes = super().check()
-        folders = self._folders()
-        if not folders:
-            raise self.missing(self.root / "Brain" / "train" / "good")
-        for name, folder in folders.items():
+        for name, folder in self._folders().items():
             problem = self.problem(name)
-            found = len(self._files(folder, "train/good"))
+            found = len(self._side(folder, "train/good"))
             path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
             for word, count in self.counts.items():
-                if word in path and found != count:
-                    notes.append(f"{folder}: {found} images to train on, published are {count}")
+                if word in path:
+                    notes += count_notes(folder, {"images to train on": (found, count)})
             if problem.facts["left_out"]:
                 notes.append(f"{folder}: {problem.facts['left_out']} training slices are of test volumes and not used")
         return notes
@@ -108,14 +106,9 @@ class BMAD(PublishedSet):
             for folder in sorted(found, key=lambda folder: natural_key(folder.as_posix()))
         }
 
-    def _files(self, folder: Path, *sides: str) -> list[Path]:
-        side = find_folder(folder, *sides)
-        if side is None:
-            raise self.missing(folder / sides[0])
-        files = list_pictures(side / "img" if (side / "img").is_dir() else side)
-        if not files:
-            raise InputError(side, "holds no image", self.how_to_get())
-        return files
+    def _side(self, folder: Path, *spellings: str) -> list[Path]:
+        side = find_folder(folder, *spellings) or folder / spellings[0]
+        return self.images(side / "img" if (side / "img").is_dir() else side)
 
     def _masks(self, folder: Path, abnormal: list[Path]) -> list[Path] | None:
         """Of each abnormal image its mask; None for a set without."""
@@ -125,16 +118,23 @@ class BMAD(PublishedSet):
         by_stem = files_by_stem(labels)
         for file in abnormal:
             if file.stem not in by_stem:
-                raise InputError(file, f"has no mask in {labels}", self.how_to_get())
+                raise self.wrong(file, f"has no mask in {labels}")
         return [by_stem[file.stem] for file in abnormal]
 
-    def _volumes(self, files: list[Path]) -> list[str]:
-        """Of each slice its volume; none unless all names are of five digits and a slice."""
-        found = [re.fullmatch(r"([0-9]{5})_[0-9]+", file.stem) for file in files]
-        return [match[1] for match in found if match] if all(found) else []
+
+def patients_in_names(pattern: str, files: Sequence[Path]) -> list[str]:
+    """The patient of each file, by the one place in its name that a pattern fits; empty unless all names have one.
+
+    Args:
+        pattern: regular expression with one group.
+        files: with their names.
+    """
+    found = [re.findall(pattern, file.stem) for file in files]
+    known = all(len(patients) == 1 for patients in found)
+    return [patients[0] if known else "" for patients in found]
 
 
-class MedIAnomaly(PublishedSet):
+class MedIAnomaly(FileSet):
     """MedIAnomaly's seven sets; those whose folders are there.
 
     RSNA, VinCXR, BrainTumor and LAG have ``images`` and ``data.json`` (``{"train": {"0": [...]}, "test": {"0": [...],
@@ -189,20 +189,19 @@ class MedIAnomaly(PublishedSet):
             InputError: if there is no such set, or files are missing or not as published.
         """
         self._some()
-        self.require(name)
-        return one_class_problem(self.root / name, self._sides(name))
+        return super().problem(name)
 
     def check(self) -> list[str]:
-        notes = super().check()
         self._some()
+        notes = super().check()
         absent = [name for name in self.names if name not in self.problems]
         if absent:
             notes.append(f"{self.root}: {', '.join(absent)} not there")
         for name in self.problems:
-            problem = self._sides(name)
-            one_class_problem(self.root / name, problem)
-            normal = int((problem.test.labels == 0).sum())
-            found = (len(problem.training), normal, len(problem.test) - normal)
+            self.problem(name)
+            sides = self._sides(name)
+            abnormal = sum(file.abnormal for file in sides.test)
+            found = (len(sides.training), len(sides.test) - abnormal, abnormal)
             if found != self.counts.get(name, found):
                 notes.append(
                     f"{self.root / name}: {found} images (training, test normal, test abnormal), published are "
@@ -212,111 +211,63 @@ class MedIAnomaly(PublishedSet):
 
     def _some(self) -> None:
         if not self.problems:
-            raise InputError(self.root, f"holds none of {', '.join(self.names)}", self.how_to_get())
+            raise self.wrong(self.root, f"holds none of {', '.join(self.names)}")
 
-    def _sides(self, name: str) -> Problem:
+    def _root(self, name: str) -> Path:
+        return self.root / name
+
+    def _sides(self, name: str) -> Sides:
+        folder = self.root / name
         if name == "ISIC2018_Task3":
-            return self._isic(name)
+            training, test = (self._diagnoses(folder, side) for side in ("Training", "Test"))
+            # Normal test images first, as in the other sets.
+            return Sides(
+                [ImageFile(file.path) for file in training if not file.abnormal],
+                sorted(test, key=lambda file: file.abnormal),
+            )
         if name == "Camelyon16":
-            return self._camelyon(name)
+            files = [self.images(folder / side) for side in ("train/good", "test/good", "test/Ungood")]
+            return one_class_sides(*files)
         if name == "BraTS2021":
-            return self._brats(name)
-        return self._listed(name)
+            files = [self.images(folder / side) for side in ("train", "test/normal", "test/tumor")]
+            masks = [folder / "test" / "annotation" / file.name.replace("flair", "seg") for file in files[2]]
+            volumes = partial(patients_in_names, r"(?<![0-9])([0-9]{5})(?![0-9])")
+            return one_class_sides(*files, masks=[self.there(mask) for mask in masks], patients=volumes)
+        return one_class_sides(*self._listed(folder))
 
-    def _pictures(self, name: str, normal: list[Path], abnormal: list[Path], **more: list) -> ImageSet:
-        labels = [0] * len(normal) + [1] * len(abnormal)
-        return folder_pictures(self.root / name, [*normal, *abnormal], labels, **more)
-
-    def _listed(self, name: str) -> Problem:
-        path = self.root / name / "data.json"
-        if not path.is_file():
-            raise self.missing(path)
+    def _listed(self, folder: Path) -> list[list[Path]]:
+        """Training normals, test normals and test abnormals, by the list of a set."""
+        path = self.there(folder / "data.json")
         try:
             lists = json.loads(path.read_text(encoding="utf-8"))
             sides = [lists["train"]["0"], lists["test"]["0"], lists["test"]["1"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"is no list of train 0, test 0 and test 1 ({type(error).__name__}: {error})"
-            raise InputError(path, problem, self.how_to_get()) from error
-        folder = self.root / name / "images"
-        files = []
-        for side in sides:
-            if not isinstance(side, list) or not all(isinstance(entry, str) for entry in side):
-                raise InputError(path, "a list has entries that are no names", self.how_to_get())
-            files.append([folder / entry for entry in side])
+            raise self.wrong(path, problem) from error
+        if not all(isinstance(side, list) and all(isinstance(entry, str) for entry in side) for side in sides):
+            raise self.wrong(path, "a list has entries that are no names")
+        files = [[folder / "images" / entry for entry in side] for side in sides]
         wanted = [file for side in files for file in side]
         absent = [file for file in wanted if not file.is_file()]
         if absent:
-            raise InputError(absent[0], f"is missing, as {len(absent)} of {len(wanted)} are", self.how_to_get())
-        twice = set(sides[0]) & {*sides[1], *sides[2]}
-        if twice or len(set(wanted)) < len(wanted):
-            raise InputError(path, "names an image twice", self.how_to_get())
-        train, normal, abnormal = files
-        return Problem(name, self._pictures(name, train, []), self._pictures(name, normal, abnormal))
+            raise self.wrong(absent[0], f"is missing, as {len(absent)} of {len(wanted)} are")
+        if len(set(wanted)) < len(wanted):
+            raise self.wrong(path, "names an image twice")
+        return files
 
-    def _camelyon(self, name: str) -> Problem:
-        train, normal, abnormal = (self._folder(name, side) for side in ("train/good", "test/good", "test/Ungood"))
-        return Problem(name, self._pictures(name, train, []), self._pictures(name, normal, abnormal))
-
-    def _brats(self, name: str) -> Problem:
-        train, normal, abnormal = (self._folder(name, side) for side in ("train", "test/normal", "test/tumor"))
-        annotation = self.root / name / "test" / "annotation"
-        masks: list[Path | None] = [None] * len(normal)
-        for file in abnormal:
-            mask = annotation / file.name.replace("flair", "seg")
-            if not mask.is_file():
-                raise self.missing(mask)
-            masks.append(mask)
-        found = [re.findall(r"(?<![0-9])[0-9]{5}(?![0-9])", file.stem) for file in (*train, *normal, *abnormal)]
-        known = all(len(digits) == 1 for digits in found)
-        groups = [digits[0] for digits in found] if known else []
-        facts = {"patients": "known" if known else "not known, each image counts as its own"}
-        training = self._pictures(name, train, [], groups=groups[: len(train)])
-        test = self._pictures(name, normal, abnormal, groups=groups[len(train) :], masks=masks)
-        return Problem(name, training, test, facts=facts)
-
-    def _isic(self, name: str) -> Problem:
-        sides = {side: self._diagnoses(name, side) for side in ("Training", "Test")}
-        train = [file for file, kind in sides["Training"] if kind == "NV"]
-        normal = [file for file, kind in sides["Test"] if kind == "NV"]
-        abnormal = [(file, kind) for file, kind in sides["Test"] if kind != "NV"]
-        test = self._pictures(
-            name,
-            normal,
-            [file for file, _ in abnormal],
-            kinds=["NV"] * len(normal) + [kind for _, kind in abnormal],
-        )
-        return Problem(name, self._pictures(name, train, []), test)
-
-    def _diagnoses(self, name: str, side: str) -> list[tuple[Path, str]]:
+    def _diagnoses(self, folder: Path, side: str) -> list[ImageFile]:
         """The images of a side with the one diagnosis that its table marks."""
         stem = f"ISIC2018_Task3_{side}"
-        table = self.root / name / f"{stem}_GroundTruth" / f"{stem}_GroundTruth.csv"
-        folder = self.root / name / f"{stem}_Input"
-        for path in (table, folder):
-            if not path.exists():
-                raise self.missing(path)
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        table = folder / f"{stem}_GroundTruth" / f"{stem}_GroundTruth.csv"
         found = []
-        for row in rows:
-            image = row.pop("image", None) or ""
-            file = folder / f"{image}.jpg"
-            if not file.is_file():
-                raise self.missing(file)
+        for row in self.table(table, ["image"]):
+            image = row.pop("image")
+            file = self.there(folder / f"{stem}_Input" / f"{image}.jpg")
             try:
                 marked = [kind for kind, value in row.items() if float(value) == 1]
             except (TypeError, ValueError) as error:
-                raise InputError(table, f"has no number for {image}", self.how_to_get()) from error
+                raise self.wrong(table, f"has no number for {image}") from error
             if len(marked) != 1:
-                raise InputError(table, f"has {len(marked)} diagnoses for {image}", self.how_to_get())
-            found.append((file, marked[0]))
+                raise self.wrong(table, f"has {len(marked)} diagnoses for {image}")
+            found.append(ImageFile(file, marked[0] != "NV", marked[0]))
         return found
-
-    def _folder(self, name: str, side: str) -> list[Path]:
-        folder = self.root / name / side
-        if not folder.is_dir():
-            raise self.missing(folder)
-        files = list_pictures(folder)
-        if not files:
-            raise InputError(folder, "holds no image", self.how_to_get())
-        return files

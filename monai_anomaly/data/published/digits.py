@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from .base import Problem, PublishedSet
-from .classes import ClassifiedPictures, class_counts, one_against_rest
+from .classes import ClassifiedSet
 
 __all__ = ["Digits"]
 
 _SEED = 0
 
 
-class Digits(PublishedSet):
+class Digits(ClassifiedSet):
     """Handwritten digits, 8 x 8, gray, that come with scikit-learn.
 
     The set is published without sides. Of each class one image in three, drawn with a fixed seed, is on the test
@@ -48,21 +46,7 @@ class Digits(PublishedSet):
     def download(cls, root: str | Path | None = None) -> None:
         """Nothing is fetched: the set comes with scikit-learn."""
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.classes
-
-    def problem(self, name: str) -> Problem:
-        self.require(name)
-        return one_against_rest(name, *self._sides, self.classes)
-
-    def check(self) -> list[str]:
-        training, test = self._sides
-        both = ClassifiedPictures("all", training.images, np.concatenate([training.classes, test.classes]))
-        return class_counts(both, self.classes, (178, 182, 177, 183, 181, 182, 181, 179, 174, 180))
-
-    @cached_property
-    def _sides(self) -> tuple[ClassifiedPictures, ClassifiedPictures]:
+    def _read(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
 
         published = load_digits()
@@ -73,7 +57,5 @@ class Digits(PublishedSet):
         for index in range(len(self.classes)):
             members = generator.permutation(np.flatnonzero(classes == index))
             tested[members[: round(len(members) / 3)]] = True
-        return (
-            ClassifiedPictures("train", images[~tested], classes[~tested]),
-            ClassifiedPictures("test", images[tested], classes[tested]),
-        )
+        chosen = tested if side == "test" else ~tested
+        return images[chosen], classes[chosen]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,13 +16,13 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.image_files import PICTURE_SUFFIXES, list_pictures
 
-from .base import ImageSet, Problem, PublishedSet
-from .layout import find_folder, folder_pictures, one_class_problem
+from .base import count_notes
+from .layout import FileSet, ImageFile, Sides, patients_fact
 
 __all__ = ["OCT2017", "BrainMRI", "ChestXray", "Endosome", "FolderSet"]
 
 
-class FolderSet(PublishedSet):
+class FolderSet(FileSet):
     """Images in ``train/normal``, ``test/normal``, ``test/abnormal`` and, with the same stems, ``test/masks``.
 
     The patient of an image is what ``patients.csv`` (columns ``image``, relative to the root, and ``patient``) says,
@@ -46,64 +48,54 @@ class FolderSet(PublishedSet):
         if patient_regex is not None:
             self.patient_regex = patient_regex
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return ("all",)
+    def _root(self, name: str) -> Path:
+        return Path(os.path.abspath(self.root))  # as load_cohort names it
 
-    def problem(self, name: str) -> Problem:
-        """The one problem of the set.
-
-        Args:
-            name: ``"all"``.
-
-        Raises:
-            InputError: as :func:`monai_anomaly.data.load_cohort`, or if a folder of the layout is missing, or a scan is
-                no image.
-        """
-        self.require(name)
+    def _sides(self, name: str) -> Sides:
         for folder in ("train/normal", "test/normal", "test/abnormal"):
-            if not (self.root / folder).is_dir():
-                raise self.missing(self.root / folder)
+            self.there(self.root / folder)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             cohort = load_cohort(self.root, patient_regex=self.patient_regex, calibration_fraction=0.0)
         assumed = [w for w in caught if "patients of" in str(w.message)]
         for other in (w for w in caught if w not in assumed):
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-        items = {"training": [*cohort.training, *cohort.validation, *cohort.calibration], "test": cohort.test}
-        for item in (item for side in items.values() for item in side):
+        training = [*cohort.training, *cohort.validation, *cohort.calibration]
+        for item in (*training, *cohort.test):
             if Path(item["image"]).suffix.lower() not in PICTURE_SUFFIXES:
                 raise InputError(item["image"], "is no image", "Volumes run through the bundles, by a datalist.")
         masked = any(item["mask"] for item in cohort.test)
         for item in cohort.test:
             if masked and item["label"] == 1 and not item["mask"]:
                 raise InputError(item["image"], "is abnormal and has no mask, as others have", "Add it, or remove all.")
-        sides = {}
-        for side, entries in items.items():
-            masks = [None if entry["mask"] is None else Path(entry["mask"]) for entry in entries]
-            sides[side] = folder_pictures(
-                cohort.root,
-                [Path(entry["image"]) for entry in entries],
-                [entry["label"] for entry in entries],
-                groups=() if assumed else [entry["patient"] for entry in entries],
-                masks=masks if masked and side == "test" else None,
-            )
-        facts = {"patients": "not known, each image counts as its own" if assumed else "known"}
-        return one_class_problem(self.root, Problem(name, sides["training"], sides["test"], facts=facts))
+
+        def files(items: Iterable[dict[str, Any]]) -> list[ImageFile]:
+            return [
+                ImageFile(
+                    Path(item["image"]),
+                    bool(item["label"]),
+                    group="" if assumed else item["patient"],
+                    mask=Path(item["mask"]) if item["mask"] else None,
+                )
+                for item in items
+            ]
+
+        sides = Sides(files(training), files(cohort.test))
+        return sides._replace(facts=patients_fact([*sides.training, *sides.test]))
 
     def check(self) -> list[str]:
-        notes = super().check()
         problem = self.problem("all")
-        normal = int((problem.test.labels == 0).sum())
+        abnormal = int(problem.test.labels.sum())
         found = {
             "train/normal": len(problem.training),
-            "test/normal": normal,
-            "test/abnormal": len(problem.test) - normal,
+            "test/normal": len(problem.test) - abnormal,
+            "test/abnormal": abnormal,
         }
-        for folder, count in self.counts.items():
-            if found[folder] != count:
-                notes.append(f"{self.root / folder}: {found[folder]} images, published are {count}")
-        return notes
+        return super().check() + [
+            note
+            for folder, count in self.counts.items()
+            for note in count_notes(self.root / folder, {"images": (found[folder], count)})
+        ]
 
 
 class Endosome(FolderSet):
@@ -128,66 +120,35 @@ class Endosome(FolderSet):
     counts: ClassVar[dict[str, int]] = {"train/normal": 165, "test/normal": 214, "test/abnormal": 366}
 
 
-class _ClassFolders(PublishedSet):
+class _ClassFolders(FileSet):
     """Training and test folders of classes, patients in the names of the files."""
 
-    inner: ClassVar[tuple[str, ...]]
     normal: ClassVar[str] = "NORMAL"
     abnormal: ClassVar[tuple[str, ...]]
     patient: ClassVar[str]  # regular expression: its only group that matches is the patient
     form: ClassVar[str]  # of the names, in words
     counts: ClassVar[dict[str, tuple[int, ...]]]  # published, by folder; several versions have been
 
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        inner = find_folder(self.root, *self.inner)
-        self.root = self.root if inner is None else inner
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return ("all",)
-
-    def problem(self, name: str) -> Problem:
-        """The one problem of the set.
-
-        Args:
-            name: ``"all"``.
-
-        Raises:
-            InputError: if there is no such problem, or a folder is missing or empty, or a name has no patient.
-        """
-        self.require(name)
-        training = self._side([("train", self.normal)])
-        test = self._side([("test", kind) for kind in (self.normal, *self.abnormal)])
-        return one_class_problem(self.root, Problem(name, training, test))
+    def _sides(self, name: str) -> Sides:
+        test = [file for kind in (self.normal, *self.abnormal) for file in self._files("test", kind)]
+        return Sides(self._files("train", self.normal), test)
 
     def check(self) -> list[str]:
-        notes = super().check()
         self.problem("all")
-        for folder, published in self.counts.items():
-            found = len(list_pictures(self.root / folder))
-            if found not in published:
-                versions = " or ".join(map(str, published))
-                notes.append(f"{self.root / folder}: {found} images, published are {versions}")
-        return notes
+        return super().check() + [
+            note
+            for folder, published in self.counts.items()
+            for note in count_notes(self.root / folder, {"images": (len(list_pictures(self.root / folder)), published)})
+        ]
 
     def _kind(self, folder: str, file: Path) -> str:
         return folder
 
-    def _side(self, folders: list[tuple[str, str]]) -> ImageSet:
-        files: list[Path] = []
-        kinds: list[str] = []
-        for side, kind in folders:
-            folder = self.root / side / kind
-            if not folder.is_dir():
-                raise self.missing(folder)
-            found = list_pictures(folder)
-            if not found:
-                raise InputError(folder, "holds no image", self.how_to_get())
-            files += found
-            kinds += [self._kind(kind, file) for file in found]
-        labels = [int(file.parent.name != self.normal) for file in files]
-        return folder_pictures(self.root, files, labels, groups=[self._patient(file) for file in files], kinds=kinds)
+    def _files(self, side: str, kind: str) -> list[ImageFile]:
+        return [
+            ImageFile(file, kind != self.normal, self._kind(kind, file), self._patient(file))
+            for file in self.images(self.root / side / kind)
+        ]
 
     def _patient(self, file: Path) -> str:
         match = re.match(self.patient, file.name)
@@ -266,7 +227,7 @@ _BRAIN_KINDS = {
 }
 
 
-class BrainMRI(PublishedSet):
+class BrainMRI(FileSet):
     """Brain MRI images from the web, without and with tumours.
 
     ProxyAno joins two sources: one is the set of the four classes, in folders ``Training`` and ``Testing`` of
@@ -294,41 +255,15 @@ class BrainMRI(PublishedSet):
     most: ClassVar[int] = 500
     seed: ClassVar[int] = 0
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return ("all",)
-
-    def problem(self, name: str) -> Problem:
-        """The one problem of the set.
-
-        Args:
-            name: ``"all"``.
-
-        Raises:
-            InputError: if there is no such problem, or folders of a class are missing, or an image is both normal and
-                abnormal.
-        """
-        self.require(name)
-        files, kinds, copies = self._distinct()
+    def _sides(self, name: str) -> Sides:
+        files, copies = self._distinct()
         rng = np.random.default_rng(self.seed)
-        normal = rng.permutation([i for i, kind in enumerate(kinds) if kind == "normal"])
-        abnormal = rng.permutation([i for i, kind in enumerate(kinds) if kind != "normal"])
+        normal = rng.permutation([i for i, file in enumerate(files) if not file.abnormal])
+        abnormal = rng.permutation([i for i, file in enumerate(files) if file.abnormal])
         train = min(len(normal) // 2, self.most)
-        sides = {
-            "training": sorted(normal[:train]),
-            "test": [*sorted(normal[train : train + self.most]), *sorted(abnormal[: self.most])],
-        }
-        pictures = {
-            side: folder_pictures(
-                self.root,
-                [files[i] for i in chosen],
-                [int(kinds[i] != "normal") for i in chosen],
-                kinds=[kinds[i] for i in chosen],
-            )
-            for side, chosen in sides.items()
-        }
-        facts = {"seed": self.seed, "copies_dropped": copies, "patients": "not known, each image counts as its own"}
-        return one_class_problem(self.root, Problem(name, pictures["training"], pictures["test"], facts=facts))
+        test = [*sorted(normal[train : train + self.most]), *sorted(abnormal[: self.most])]
+        facts = {"seed": self.seed, "copies_dropped": copies, **patients_fact(files)}
+        return Sides([files[i] for i in sorted(normal[:train])], [files[i] for i in test], facts)
 
     def check(self) -> list[str]:
         notes = super().check()
@@ -336,39 +271,34 @@ class BrainMRI(PublishedSet):
         if problem.facts["copies_dropped"]:
             notes.append(f"{self.root}: {problem.facts['copies_dropped']} images are copies of others and not used")
         sides = {
-            "to train on": len(problem.training),
-            "normal to test": int((problem.test.labels == 0).sum()),
-            "abnormal to test": int((problem.test.labels == 1).sum()),
+            "images to train on": len(problem.training),
+            "images normal to test": int((problem.test.labels == 0).sum()),
+            "images abnormal to test": int(problem.test.labels.sum()),
         }
-        notes += [
-            f"{self.root}: {count} images {what}, ProxyAno has {self.most}"
-            for what, count in sides.items()
-            if count != self.most
-        ]
-        return notes
+        return notes + count_notes(self.root, {what: (n, self.most) for what, n in sides.items()}, "ProxyAno has")
 
-    def _distinct(self) -> tuple[list[Path], list[str], int]:
-        """Images that differ, what each is of, and how many copies there are besides."""
-        folders = [path for path in sorted(self.root.glob("**/")) if self._kind(path) is not None]
-        first: dict[str, tuple[Path, str]] = {}
+    def _distinct(self) -> tuple[list[ImageFile], int]:
+        """Images that differ, and how many copies there are besides."""
+        first: dict[str, ImageFile] = {}
         count = 0
-        for folder in folders:
+        for folder in sorted(self.root.glob("**/")):
             kind = self._kind(folder)
-            assert kind is not None
-            for file in list_pictures(folder):
+            for file in list_pictures(folder) if kind else []:
                 count += 1
-                other = first.setdefault(shown_digest(file), (file, kind))
-                if (other[1] == "normal") != (kind == "normal"):
-                    raise InputError(file, f"shows the same as {other[0]}, of the other class", "Leave one of them.")
-        kinds = [kind for _, kind in first.values()]
-        for normal, what in ((True, "no (or no_tumor)"), (False, "yes (or glioma_tumor, ...)")):
-            if not any((kind == "normal") is normal for kind in kinds):
-                raise InputError(self.root, f"holds no folder {what} with images", self.how_to_get())
-        return [file for file, _ in first.values()], kinds, count - len(first)
+                image = ImageFile(file, kind != "normal", kind)
+                other = first.setdefault(shown_digest(file), image)
+                if other.abnormal != image.abnormal:
+                    problem = f"shows the same as {other.path}, of the other class"
+                    raise InputError(file, problem, "Leave one of them.")
+        files = list(first.values())
+        for abnormal, what in ((False, "no (or no_tumor)"), (True, "yes (or glioma_tumor, ...)")):
+            if not any(file.abnormal == abnormal for file in files):
+                raise self.wrong(self.root, f"holds no folder {what} with images")
+        return files, count - len(files)
 
-    def _kind(self, folder: Path) -> str | None:
-        """What images right in a folder are of; None for another folder, or one deeper than the published."""
+    def _kind(self, folder: Path) -> str:
+        """What images right in a folder are of; empty for another folder, or one deeper than the published."""
         if not 1 <= len(folder.relative_to(self.root).parts) <= 3:
-            return None
+            return ""
         name = re.sub(r"[^a-z]|tumou?r", "", folder.name.lower())
-        return _BRAIN_KINDS.get(name)
+        return _BRAIN_KINDS.get(name, "")

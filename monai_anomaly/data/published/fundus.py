@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.image_files import read_mask, read_picture
+from monai_anomaly.io.image_files import picture_size, read_mask, read_picture
 
-from .base import ImageSet, Problem, PublishedSet
-from .layout import files_by_stem, find_folder, one_class_problem
+from .base import count_notes, find_folder
+from .layout import FileSet, ImageFile, Sides, files_by_stem
 
 __all__ = ["IDRiD", "patch_borders"]
 
@@ -27,7 +26,7 @@ _LESIONS = {
 _SIDES = ("a. Training Set", "b. Testing Set")
 _GRADES = "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
 
-Place = tuple[str, int, int]  # the image, and its patch's row and column
+Place = tuple[int, int]  # row and column of a patch
 
 
 def patch_borders(size: int, patches: int) -> list[int]:
@@ -43,7 +42,7 @@ def patch_borders(size: int, patches: int) -> list[int]:
     return [index * size // patches for index in range(patches + 1)]
 
 
-class IDRiD(PublishedSet):
+class IDRiD(FileSet):
     """Patches of fundus photographs, 3 x 3 of each; one problem of all lesions and one of each kind.
 
     Groups are photographs: the set names no patients. An outline file that is missing marks nothing, as published
@@ -69,11 +68,10 @@ class IDRiD(PublishedSet):
         "both into one folder."
     )
     patches: ClassVar[tuple[int, int]] = (3, 3)
-    photographs: ClassVar[dict[str, int]] = {"normal to train on": 134, "with outlines": 81}
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        self._found: dict[Path, np.ndarray] = {}
+        self._marked: dict[Path, np.ndarray] = {}
         # the nine patches of a photograph are asked for in turn
         self._read = lru_cache(maxsize=2)(read_picture)
         self._whole_mask = lru_cache(maxsize=2)(_union)
@@ -82,162 +80,103 @@ class IDRiD(PublishedSet):
     def problems(self) -> tuple[str, ...]:
         return ("all", *_LESIONS)
 
-    def problem(self, name: str) -> Problem:
-        """All lesions, or those of one kind.
-
-        Args:
-            name: ``"all"`` or a kind.
-
-        Raises:
-            InputError: if there is no such problem, or files are missing or broken.
-        """
-        self.require(name)
-        images = self._normals()
-        places = self._places(images)
-        training = self._pictures(images, places, [0] * len(places))
-        outlined, masks = self._outlined()
-        kinds = tuple(_LESIONS) if name == "all" else (name,)
-        tested: list[Place] = []
-        labels: list[int] = []
+    def _sides(self, name: str) -> Sides:
+        normals, outlined = self._normals(), self._outlined()
+        kinds = _LESIONS.keys() if name == "all" else {name}
+        training = [self._patch(image, path, place) for image, path in normals.items() for place in self._places()]
+        test: list[ImageFile] = []
         left_out = 0
-        for place in self._places(outlined):
-            shows = {kind: self._shows(masks[place[0]][kind], place) for kind in _LESIONS}
-            wanted = any(shows[kind] for kind in kinds)
-            if not wanted and any(shows.values()):
-                left_out += 1
-                continue
-            tested.append(place)
-            labels.append(int(wanted))
-        files = [[masks[image][kind] for kind in kinds] for image, _, _ in tested]
-        test = self._pictures(outlined, tested, labels, files)
+        for image, (path, outlines) in outlined.items():
+            masks = tuple(mask for kind, mask in outlines.items() if kind in kinds)
+            for place in self._places():
+                shown = {kind for kind, mask in outlines.items() if self._shows(mask)[place]}
+                if shown and not shown & kinds:
+                    left_out += 1
+                    continue
+                patch = self._patch(image, path, place)
+                test.append(replace(patch, abnormal=bool(shown), mask=partial(self._mask, path, masks, place)))
         facts = {
             "patches": list(self.patches),
-            "photographs": {"training": len(images), "test": len(outlined)},
+            "photographs": {"training": len(normals), "test": len(outlined)},
             "other_lesions_left_out": left_out,
         }
-        return one_class_problem(self.root, Problem(name, training, test, facts=facts))
+        return Sides(training, test, facts)
 
     def check(self) -> list[str]:
-        notes = super().check()
-        found = {"normal to train on": len(self._normals()), "with outlines": len(self._outlined()[0])}
-        for what, count in self.photographs.items():
-            if found[what] != count:
-                notes.append(f"{self.root}: {found[what]} photographs {what}, published are {count}")
-        return notes
+        counts = {
+            "photographs normal to train on": (len(self._normals()), 134),
+            "photographs with outlines": (len(self._outlined()), 81),
+        }
+        return super().check() + count_notes(self.root, counts)
 
     def _part(self, name: str) -> Path:
         # the archives unpack into folders of their own names, which some tools double or encode
         encoded = name.replace(" ", "%20")
-        folder = find_folder(self.root, f"{name}/{name}", name, f"{encoded}/{name}")
-        if folder is None:
-            raise self.missing(self.root / name)
-        return folder
+        return find_folder(self.root, f"{name}/{name}", name, f"{encoded}/{name}") or self.there(self.root / name)
 
     def _normals(self) -> dict[str, Path]:
         """Photographs of grade 0 in the training part of the grading archive, by name."""
         part = self._part("B. Disease Grading")
-        table, folder = part / _GRADES, part / "1. Original Images" / _SIDES[0]
-        for path in (table, folder):
-            if not path.exists():
-                raise self.missing(path)
-        files = files_by_stem(folder)
-        try:
-            with table.open(encoding="utf-8-sig", newline="") as lines:
-                rows = list(csv.DictReader(lines))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(table, f"cannot be read ({error})", self.how_to_get()) from error
+        folder, table = part / "1. Original Images" / _SIDES[0], part / _GRADES
+        rows, files = self.table(table, ("Image name", "Retinopathy grade")), files_by_stem(self.there(folder))
         normals = {}
         for row in rows:
-            image = (row.get("Image name") or "").strip()
-            grade = (row.get("Retinopathy grade") or "").strip()
+            image, grade = row["Image name"].strip(), row["Retinopathy grade"].strip()
             if not image and not grade:
                 continue  # the published table ends in empty lines and columns
             if not image or grade not in ("0", "1", "2", "3", "4"):
-                raise InputError(table, f"has grade {grade!r} for image {image!r}", self.how_to_get())
+                raise self.wrong(table, f"has grade {grade!r} for image {image!r}")
             if grade == "0":
-                if image not in files:
-                    raise self.missing(folder / f"{image}.jpg")
-                normals[image] = files[image]
+                normals[image] = files.get(image) or self.there(folder / f"{image}.jpg")
         if not normals:
-            raise InputError(table, "names no photograph of grade 0", self.how_to_get())
+            raise self.wrong(table, "names no photograph of grade 0")
         return normals
 
-    def _outlined(self) -> tuple[dict[str, Path], dict[str, dict[str, Path | None]]]:
-        """Photographs of the segmentation archive by name, and of each the outlines that it has."""
+    def _outlined(self) -> dict[str, tuple[Path, dict[str, Path]]]:
+        """Photographs of the segmentation archive by name, each with the outlines that it has, by kind."""
         part = self._part("A. Segmentation")
-        images: dict[str, Path] = {}
-        masks: dict[str, dict[str, Path | None]] = {}
+        found: dict[str, tuple[Path, dict[str, Path]]] = {}
         for side in _SIDES:
             folder, truths = part / "1. Original Images" / side, part / "2. All Segmentation Groundtruths" / side
-            if not folder.is_dir():
-                continue  # a part of the set: the check says so
-            side_images = files_by_stem(folder)
-            outlines = {}
-            for kind, (name, ending) in _LESIONS.items():
-                if not (truths / name).is_dir():
-                    raise self.missing(truths / name)
-                found = files_by_stem(truths / name)
-                outlines[kind] = found
-                strange = set(found) - {f"{image}_{ending}" for image in side_images}
-                if strange:
-                    raise InputError(found[min(strange)], f"is of no image in {folder}", self.how_to_get())
-            for image, path in side_images.items():
-                images[image] = path
-                masks[image] = {kind: outlines[kind].get(f"{image}_{end}") for kind, (_, end) in _LESIONS.items()}
-        if not images:
-            raise self.missing(part / "1. Original Images" / _SIDES[0])
-        return images, masks
+            images = files_by_stem(folder)  # none where a side is missing: the check says so
+            found |= {image: (path, {}) for image, path in images.items()}
+            for kind, (name, ending) in _LESIONS.items() if images else ():
+                for stem, mask in files_by_stem(self.there(truths / name)).items():
+                    image = stem.removesuffix(f"_{ending}")
+                    if image == stem or image not in images:
+                        raise self.wrong(mask, f"is of no image in {folder}")
+                    found[image][1][kind] = mask
+        if not found:
+            self.images(part / "1. Original Images" / _SIDES[0])
+        return found
 
-    def _places(self, images: dict[str, Path]) -> list[Place]:
-        rows, columns = self.patches
-        return [(image, row, column) for image in images for row in range(rows) for column in range(columns)]
+    def _places(self) -> list[Place]:
+        return [(row, column) for row in range(self.patches[0]) for column in range(self.patches[1])]
 
     def _cut(self, array: np.ndarray, place: Place) -> np.ndarray:
-        _, row, column = place
-        rows = patch_borders(array.shape[0], self.patches[0])
-        columns = patch_borders(array.shape[1], self.patches[1])
-        return array[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+        rows, columns = (patch_borders(size, patches) for size, patches in zip(array.shape, self.patches))
+        row, column = place
+        return array[rows[row] : rows[row + 1], columns[column] : columns[column + 1]].copy()
 
-    def _shows(self, mask: Path | None, place: Place) -> bool:
-        """Whether something is outlined in a patch; each mask is read once."""
-        if mask is None:
-            return False
-        if mask not in self._found:
+    def _shows(self, mask: Path) -> np.ndarray:
+        """In which patches something is outlined, shape of ``patches``, bool; each mask is read once."""
+        if mask not in self._marked:
             array = read_mask(mask)
-            cells = [(place[0], row, column) for row in range(self.patches[0]) for column in range(self.patches[1])]
-            self._found[mask] = np.array([self._cut(array, cell).any() for cell in cells]).reshape(self.patches)
-        return bool(self._found[mask][place[1], place[2]])
+            cells = [self._cut(array, place).any() for place in self._places()]
+            self._marked[mask] = np.array(cells).reshape(self.patches)
+        return self._marked[mask]
 
-    def _pictures(
-        self,
-        images: dict[str, Path],
-        places: list[Place],
-        labels: list[int],
-        masks: list[list[Path | None]] | None = None,
-    ) -> ImageSet:
-        return ImageSet(
-            names=tuple(f"{image}_row{row}_column{column}" for image, row, column in places),
-            labels=np.asarray(labels, dtype=np.int64),
-            read=partial(self._patch, images, places),
-            groups=tuple(image for image, _, _ in places),
-            read_mask=None if masks is None else partial(self._mask, images, places, masks),
-        )
+    def _patch(self, image: str, path: Path, place: Place) -> ImageFile:
+        name = f"{image}_row{place[0]}_column{place[1]}"
+        return ImageFile(path, group=image, name=name, read=lambda: self._cut(self._read(path), place))
 
-    def _patch(self, images: dict[str, Path], places: list[Place], index: int) -> np.ndarray:
-        place = places[index]
-        return self._cut(self._read(images[place[0]]), place).copy()
-
-    def _mask(
-        self, images: dict[str, Path], places: list[Place], masks: list[list[Path | None]], index: int
-    ) -> np.ndarray:
-        place = places[index]
-        return self._cut(self._whole_mask(images[place[0]], tuple(masks[index])), place).copy()
+    def _mask(self, path: Path, masks: tuple[Path, ...], place: Place) -> np.ndarray:
+        return self._cut(self._whole_mask(path, masks), place)
 
 
-def _union(image: Path, masks: tuple[Path | None, ...]) -> np.ndarray:
+def _union(image: Path, masks: tuple[Path, ...]) -> np.ndarray:
     """Where any of the outlines of a photograph marks something, (H, W), bool."""
-    whole = np.zeros(read_picture(image).shape[:2], dtype=bool)
+    whole = np.zeros(picture_size(image), dtype=bool)
     for mask in masks:
-        if mask is not None:
-            whole |= read_mask(mask, image)
+        whole |= read_mask(mask, image)
     return whole

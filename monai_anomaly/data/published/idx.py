@@ -7,7 +7,6 @@ import hashlib
 import math
 import struct
 import zlib
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,9 +14,8 @@ import numpy as np
 
 from monai_anomaly.exceptions import InputError
 
-from .base import Problem, PublishedSet
-from .classes import ClassifiedPictures, class_counts, one_against_rest
-from .download import RemoteFile
+from .classes import ClassifiedSet
+from .download import remote_files
 
 __all__ = ["FashionMNIST", "IdxSet", "MNIST", "read_idx"]
 
@@ -28,7 +26,7 @@ _PROTOCOL = (
 )
 
 
-class IdxSet(PublishedSet):
+class IdxSet(ClassifiedSet):
     """Four idx files: images and labels of the training and of the test side.
 
     Args:
@@ -39,60 +37,33 @@ class IdxSet(PublishedSet):
         InputError: if the folder is missing.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    counts: ClassVar[dict[str, tuple[int, ...]]]  # of each class's images: "train", "t10k"
+    sides = ("train", "t10k")
     contents: ClassVar[dict[str, str]]  # unpacked file -> MD5
 
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        for folder in (self.root, self.root / "raw", self.root / type(self).__name__ / "raw"):
-            if any(_find(folder, name) for name in self.contents):
-                self.root = folder
-                break
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.classes
-
-    def problem(self, name: str) -> Problem:
-        self.require(name)
-        return one_against_rest(name, self._training, self._test, self.classes)
-
     def check(self) -> list[str]:
-        notes = []
-        for name, md5 in self.contents.items():
-            path = self._path(name)
-            if hashlib.md5(_content(path), usedforsecurity=False).hexdigest() != md5:
-                notes.append(f"{path}: is not the published content (MD5 of the unpacked file differs)")
-        for part in (self._training, self._test):
-            notes += [f"{part.side}: {note}" for note in class_counts(part, self.classes, self.counts[part.side])]
-        return notes
-
-    @cached_property
-    def _training(self) -> ClassifiedPictures:
-        return self._part("train")
-
-    @cached_property
-    def _test(self) -> ClassifiedPictures:
-        return self._part("t10k")
+        # What counts is what the files hold, however they were packed.
+        paths = {self._path(name): md5 for name, md5 in self.contents.items()}
+        notes = [
+            f"{path}: is not the published content (MD5 of the unpacked file differs)"
+            for path, md5 in paths.items()
+            if hashlib.md5(_content(path), usedforsecurity=False).hexdigest() != md5
+        ]
+        return [*notes, *self._count_notes()]
 
     def _path(self, name: str) -> Path:
-        path = _find(self.root, name)
-        if path is None:
-            raise self.missing(self.root / f"{name}.gz")
-        return path
+        plain = self.root / name
+        return plain if plain.is_file() else self.there(self.root / f"{name}.gz")
 
-    def _part(self, side: str) -> ClassifiedPictures:
+    def _read(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         path, label_path = self._path(f"{side}-images-idx3-ubyte"), self._path(f"{side}-labels-idx1-ubyte")
         images, labels = read_idx(path), read_idx(label_path)
-        remedy = self.how_to_get()
         if images.ndim != 3 or images.shape[1:] != (28, 28):
-            raise InputError(path, f"holds an array of shape {images.shape}, not N images of 28 x 28", remedy)
+            raise self.wrong(path, f"holds an array of shape {images.shape}, not N images of 28 x 28")
         if labels.shape != (len(images),):
-            raise InputError(label_path, f"holds labels of shape {labels.shape} for {len(images)} images", remedy)
+            raise self.wrong(label_path, f"holds labels of shape {labels.shape} for {len(images)} images")
         if not len(labels) or labels.max() >= len(self.classes):
-            raise InputError(label_path, "holds no labels, or labels above 9", remedy)
-        return ClassifiedPictures(side, images, labels.astype(np.int64))
+            raise self.wrong(label_path, "holds no labels, or labels above 9")
+        return images, labels.astype(np.int64)
 
 
 class MNIST(IdxSet):
@@ -104,6 +75,7 @@ class MNIST(IdxSet):
     licence = "CC BY-SA 3.0"
     citation = "LeCun et al., Gradient-based learning applied to document recognition, Proc. IEEE 1998"
     protocol = _PROTOCOL
+    inner = ("raw", "MNIST/raw")
     classes = tuple("0123456789")
     counts: ClassVar[dict[str, tuple[int, ...]]] = {
         "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
@@ -116,35 +88,14 @@ class MNIST(IdxSet):
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     }
     # The publisher's own server gives them no longer; this is the mirror that PyTorch keeps.
-    files = (
-        RemoteFile(
-            "train-images-idx3-ubyte.gz",
-            url="https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
-            sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            md5="f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            size=9912422,
-        ),
-        RemoteFile(
-            "train-labels-idx1-ubyte.gz",
-            url="https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz",
-            sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            md5="d53e105ee54ea40749a09fcbcd1e9432",
-            size=28881,
-        ),
-        RemoteFile(
-            "t10k-images-idx3-ubyte.gz",
-            url="https://ossci-datasets.s3.amazonaws.com/mnist/t10k-images-idx3-ubyte.gz",
-            sha256="8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            md5="9fb629c4189551a2d022fa330f9573f3",
-            size=1648877,
-        ),
-        RemoteFile(
-            "t10k-labels-idx1-ubyte.gz",
-            url="https://ossci-datasets.s3.amazonaws.com/mnist/t10k-labels-idx1-ubyte.gz",
-            sha256="f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            md5="ec29112dd5afa0611ce80d1b7f02629c",
-            size=4542,
-        ),
+    files = remote_files(
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
     )
 
 
@@ -157,6 +108,7 @@ class FashionMNIST(IdxSet):
     licence = "MIT"
     citation = "Xiao et al., Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017"
     protocol = _PROTOCOL
+    inner = ("raw", "FashionMNIST/raw")
     # The published names, without what no file name takes.
     classes = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
     counts: ClassVar[dict[str, tuple[int, ...]]] = {"train": (6000,) * 10, "t10k": (1000,) * 10}
@@ -166,35 +118,14 @@ class FashionMNIST(IdxSet):
         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     }
-    files = (
-        RemoteFile(
-            "train-images-idx3-ubyte.gz",
-            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-images-idx3-ubyte.gz",
-            sha256="3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            size=26421880,
-        ),
-        RemoteFile(
-            "train-labels-idx1-ubyte.gz",
-            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
-            sha256="a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            md5="25c81989df183df01b3e8a0aad5dffbe",
-            size=29515,
-        ),
-        RemoteFile(
-            "t10k-images-idx3-ubyte.gz",
-            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-images-idx3-ubyte.gz",
-            sha256="346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            md5="bef4ecab320f06d8554ea6380940ec79",
-            size=4422102,
-        ),
-        RemoteFile(
-            "t10k-labels-idx1-ubyte.gz",
-            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t10k-labels-idx1-ubyte.gz",
-            sha256="67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            md5="bb300cfdad3c16e7a12a480ee83cd310",
-            size=5148,
-        ),
+    files = remote_files(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
     )
 
 
@@ -230,9 +161,3 @@ def _content(path: Path) -> bytes:
             return file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(path, f"cannot be unpacked ({error})", "Fetch the file again.") from error
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """The file, packed or not."""
-    paths = (folder / name, folder / f"{name}.gz")
-    return next((path for path in paths if path.is_file()), None)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
+from monai_anomaly.io.image_files import list_pictures
 
-from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.image_files import list_pictures, picture_reader
-
-from .base import ImageSet, Problem, PublishedSet
+from .layout import FileSet, ImageFile, Sides
 
 __all__ = ["ImageNetSuperclasses"]
 
 
-class ImageNetSuperclasses(PublishedSet):
+class ImageNetSuperclasses(FileSet):
     """The ten superclasses of Table 7 of ITAE, 56 of the 1,000 classes.
 
     Args:
@@ -44,6 +39,9 @@ class ImageNetSuperclasses(PublishedSet):
         "Ask for access at https://image-net.org, unpack the training and validation images of ILSVRC 2012, and "
         "sort both into folders train/<wnid> and val/<wnid>."
     )
+    inner = ("Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
+    apart = False
+    colour = True  # a few published images are gray or CMYK
     superclasses: ClassVar[dict[str, tuple[str, ...]]] = {
         "snake": ("n01728920", "n01728572", "n01729322", "n01734418", "n01737021", "n01740131", "n01735189"),
         "finch": ("n01530575", "n01531178", "n01532829", "n01534433", "n01795545", "n01796340"),
@@ -67,13 +65,6 @@ class ImageNetSuperclasses(PublishedSet):
         ),
     }
 
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        for folder in (self.root, self.root / "Data" / "CLS-LOC", self.root / "ILSVRC" / "Data" / "CLS-LOC"):
-            if (folder / "train").is_dir() and (folder / "val").is_dir():
-                self.root = folder
-                break
-
     @property
     def problems(self) -> tuple[str, ...]:
         """The superclasses whose training images are there."""
@@ -82,52 +73,35 @@ class ImageNetSuperclasses(PublishedSet):
             name for name, wnids in self.superclasses.items() if all((training / wnid).is_dir() for wnid in wnids)
         )
 
-    def problem(self, name: str) -> Problem:
-        self.require(name)
-        files = [(path, name) for wnid in self.superclasses[name] for path in self._folder("train", wnid)]
-        return Problem(name=name, training=self._pictures(files, name), test=self._pictures(self._test, name))
+    def _sides(self, name: str) -> Sides:
+        training = self._files("train", name, name)
+        return Sides(training, [file for kind in self.superclasses for file in self._files("val", kind, name)])
 
     def check(self) -> list[str]:
-        notes = []
+        notes = super().check()
         if absent := [name for name in self.superclasses if name not in self.problems]:
             notes.append(f"{self.root / 'train'}: a part of the set: not all classes of {', '.join(absent)}")
         for name in self.problems:
             for wnid in self.superclasses[name]:
-                count = len(self._folder("train", wnid))
+                count = len(self._class("train", wnid))
                 # The smallest and the largest class of the published training side.
                 if not 732 <= count <= 1300:
                     notes.append(f"{self.root / 'train' / wnid}: {count} images, published are 732 to 1300 a class")
         for wnids in self.superclasses.values():
             for wnid in wnids:
-                if (count := len(self._folder("val", wnid))) != 50:
+                if (count := len(self._class("val", wnid))) != 50:
                     notes.append(f"{self.root / 'val' / wnid}: {count} of 50 images")
         return notes
 
-    @cached_property
-    def _test(self) -> list[tuple[Path, str]]:
+    def _files(self, side: str, kind: str, normal: str) -> list[ImageFile]:
         return [
-            (path, name)
-            for name, wnids in self.superclasses.items()
-            for wnid in wnids
-            for path in self._folder("val", wnid)
+            ImageFile(path, kind != normal, kind)
+            for wnid in self.superclasses[kind]
+            for path in self._class(side, wnid)
         ]
 
-    def _folder(self, side: str, wnid: str) -> list[Path]:
+    def _class(self, side: str, wnid: str) -> list[Path]:
         folder = self.root / side / wnid
-        if not folder.is_dir():
-            if list_pictures(self.root / side):
-                raise InputError(self.root / side, "holds images that are not sorted into classes", self.by_hand)
-            raise self.missing(folder)
-        if not (paths := list_pictures(folder)):
-            raise InputError(folder, "holds no images", self.by_hand)
-        return paths
-
-    def _pictures(self, files: Sequence[tuple[Path, str]], normal: str) -> ImageSet:
-        paths = [path for path, _ in files]
-        return ImageSet(
-            names=tuple(path.relative_to(self.root).as_posix() for path in paths),
-            labels=np.array([kind != normal for _, kind in files], dtype=np.int64),
-            # A few published images are gray or CMYK.
-            read=picture_reader(paths, colour=True),
-            kinds=tuple(kind for _, kind in files),
-        )
+        if not folder.is_dir() and list_pictures(self.root / side):
+            raise self.wrong(self.root / side, "holds images that are not sorted into classes")
+        return self.images(folder)

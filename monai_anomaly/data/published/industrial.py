@@ -4,49 +4,35 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.image_files import list_pictures, picture_reader, read_mask
+from monai_anomaly.io.image_files import list_pictures
 
-from .archives import ArchivedSet
-from .base import ImageSet, Problem, PublishedSet
-from .download import RemoteFile
-from .tables import read_table
+from .download import remote_files
+from .layout import FileSet, ImageFile, Sides
 
 __all__ = ["BTAD", "MVTecAD", "VisA"]
 
 
-@dataclass(frozen=True)
-class _Case:
-    path: Path
-    kind: str
-    abnormal: bool
-    mask: Path | None = None
-
-
-class _Inspection(PublishedSet):
+class _Inspection(FileSet):
     """What the three sets share: categories with normal training images and a marked test side."""
 
     # Category -> number of training images, normal test images, abnormal ones.
     published: ClassVar[dict[str, tuple[int, int, int]]]
+    apart = False
     _category = ""  # where the folder is one category's: its name
 
-    def problem(self, name: str) -> Problem:
-        self.require(name)
+    @abstractmethod
+    def _cases(self, name: str) -> tuple[list[ImageFile], list[ImageFile]]:
+        """Training and test side of a category."""
+
+    def _sides(self, name: str) -> Sides:
         training, test = self._cases(name)
-        without_mask = sum(case.abnormal and case.mask is None for case in test)
-        return Problem(
-            name=name,
-            training=self._pictures(training, masks=False),
-            test=self._pictures(test, masks=not without_mask),
-            facts={"abnormal_without_mask": without_mask} if without_mask else {},
-        )
+        without = _without_mask(test)
+        return Sides(training, test, {"abnormal_without_mask": without} if without else {})
 
     def check(self) -> list[str]:
         notes = super().check()
@@ -56,8 +42,8 @@ class _Inspection(PublishedSet):
             notes.append(f"{self.root}: a part of the set: no {', '.join(absent)}")
         for name in self.problems:
             training, test = self._cases(name)
-            abnormal = [case for case in test if case.abnormal]
-            found = (len(training), len(test) - len(abnormal), len(abnormal))
+            abnormal = sum(file.abnormal for file in test)
+            found = (len(training), len(test) - abnormal, abnormal)
             if name not in self.published:
                 notes.append(f"{name}: is no published category")
             elif found != self.published[name]:
@@ -65,29 +51,13 @@ class _Inspection(PublishedSet):
                 notes.append(
                     f"{name}: {' + '.join(map(str, found))} images (training + normal + abnormal), not {expected}"
                 )
-            if without := sum(case.mask is None for case in abnormal):
-                notes.append(f"{name}: {without} of {len(abnormal)} abnormal images have no mask, so none are used")
+            if without := _without_mask(test):
+                notes.append(f"{name}: {without} of {abnormal} abnormal images have no mask, so none are used")
         return notes
 
-    @abstractmethod
-    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
-        """Training and test side of a category."""
 
-    def _pictures(self, cases: Sequence[_Case], masks: bool) -> ImageSet:
-        def mask(index: int) -> np.ndarray:
-            case = cases[index]
-            if case.mask is not None:
-                return read_mask(case.mask, case.path)
-            return np.zeros(picture(index).shape[:2], dtype=bool)
-
-        picture = picture_reader([case.path for case in cases])
-        return ImageSet(
-            names=tuple(case.path.relative_to(self.root).as_posix() for case in cases),
-            labels=np.array([case.abnormal for case in cases], dtype=np.int64),
-            read=picture,
-            read_mask=mask if masks else None,
-            kinds=tuple(case.kind for case in cases),
-        )
+def _without_mask(files: Sequence[ImageFile]) -> int:
+    return sum(file.abnormal and file.mask is None for file in files)
 
 
 class _Folders(_Inspection):
@@ -111,27 +81,23 @@ class _Folders(_Inspection):
         found = {path.parent.parent.name for path in self.root.glob(f"*/train/{self.normal}") if path.is_dir()}
         return (*(name for name in self.published if name in found), *sorted(found - self.published.keys()))
 
-    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
+    def _cases(self, name: str) -> tuple[list[ImageFile], list[ImageFile]]:
         folder = self.root / name
-        training = self._folder(folder / "train" / self.normal)
-        test = [_Case(path, self.normal, False) for path in self._folder(folder / "test" / self.normal)]
+        training, test = (
+            [ImageFile(path, kind=self.normal) for path in self.images(folder / side / self.normal)]
+            for side in ("train", "test")
+        )
         kinds = sorted(path for path in (folder / "test").iterdir() if path.is_dir() and path.name != self.normal)
         for kind in kinds:
             # Images and masks go by the stem: their extensions differ in places.
             masks = {path.stem: path for path in list_pictures(folder / "ground_truth" / kind.name)}
             test += [
-                _Case(path, kind.name, True, masks.get(path.stem + self.mask_ending)) for path in list_pictures(kind)
+                ImageFile(path, True, kind.name, mask=masks.get(path.stem + self.mask_ending))
+                for path in list_pictures(kind)
             ]
-        if not any(case.abnormal for case in test):
-            raise InputError(folder / "test", "holds no images with defects", self.how_to_get())
-        return [_Case(path, self.normal, False) for path in training], test
-
-    def _folder(self, folder: Path) -> list[Path]:
-        if not folder.is_dir():
-            raise self.missing(folder)
-        if not (paths := list_pictures(folder)):
-            raise InputError(folder, "holds no images", self.how_to_get())
-        return paths
+        if not any(file.abnormal for file in test):
+            raise self.wrong(folder / "test", "holds no images with defects")
+        return training, test
 
 
 class MVTecAD(_Folders):
@@ -178,7 +144,7 @@ class MVTecAD(_Folders):
     }
 
 
-class BTAD(_Folders, ArchivedSet):
+class BTAD(_Folders):
     """Three products of beanTech: ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko``; PNG and BMP mixed.
 
     Args:
@@ -196,26 +162,20 @@ class BTAD(_Folders, ArchivedSet):
     protocol = "The published sides of each product: train/ok trains, test/ok and test/ko test (Mishra et al.)."
     normal = "ok"
     mask_ending = ""
+    inner = ("BTech_Dataset_transformed",)
     published: ClassVar[dict[str, tuple[int, int, int]]] = {
         "01": (400, 21, 49),
         "02": (399, 30, 200),
         "03": (1000, 400, 41),
     }
     unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"btad.zip": ("BTech_Dataset_transformed",)}
-    files = (
-        RemoteFile(
-            "btad.zip",
-            url="https://avires.dimi.uniud.it/papers/btad/btad.zip",
-            sha256="461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
-        ),
+    files = remote_files(
+        "https://avires.dimi.uniud.it/papers/btad",
+        {"btad.zip": "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a"},
     )
 
-    def __init__(self, root: str | Path) -> None:
-        below = Path(root) / "BTech_Dataset_transformed"
-        super().__init__(below if below.is_dir() else root)
 
-
-class VisA(_Inspection, ArchivedSet):
+class VisA(_Inspection):
     """Twelve objects; the one-class split is the published table ``split_csv/1cls.csv``.
 
     The published defect types stand in each object's ``image_anno.csv``; without that file every abnormal image is
@@ -251,13 +211,9 @@ class VisA(_Inspection, ArchivedSet):
         "pipe_fryum": (450, 50, 100),
     }
     unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"VisA_20220922.tar": ("pipe_fryum", "split_csv")}
-    files = (
-        RemoteFile(
-            "VisA_20220922.tar",
-            url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
-            sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
-            size=1929840640,
-        ),
+    files = remote_files(
+        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com",
+        {"VisA_20220922.tar": "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362"},
     )
 
     @property
@@ -267,43 +223,35 @@ class VisA(_Inspection, ArchivedSet):
             name for name in dict.fromkeys(row["object"] for row in self._split) if (self.root / name).is_dir()
         )
 
+    @property
+    def _split_table(self) -> Path:
+        return self.root / "split_csv" / "1cls.csv"
+
     @cached_property
     def _split(self) -> list[dict[str, str]]:
-        path = self.root / "split_csv" / "1cls.csv"
-        rows = self._table(path, ("object", "split", "label", "image", "mask"))
+        rows = self.table(self._split_table, ("object", "split", "label", "image", "mask"))
         for number, row in enumerate(rows, start=2):
             if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
-                wrong = f"line {number} is neither train nor test, or neither normal nor anomaly"
-                raise InputError(path, wrong, self.how_to_get())
+                problem = f"line {number} is neither train nor test, or neither normal nor anomaly"
+                raise self.wrong(self._split_table, problem)
         return rows
 
-    def _cases(self, name: str) -> tuple[list[_Case], list[_Case]]:
+    def _cases(self, name: str) -> tuple[list[ImageFile], list[ImageFile]]:
         annotations = self.root / name / "image_anno.csv"
-        kinds = (
-            {row["image"]: row["label"] for row in self._table(annotations, ("image", "label"))}
-            if annotations.is_file()
-            else {}
-        )
-        sides: dict[str, list[_Case]] = {"train": [], "test": []}
+        rows = self.table(annotations, ("image", "label")) if annotations.is_file() else []
+        kinds = {row["image"]: row["label"] for row in rows}
+        sides: dict[str, list[ImageFile]] = {"train": [], "test": []}
         for row in self._split:
             if row["object"] != name:
                 continue
-            path, abnormal = self.root / row["image"], row["label"] == "anomaly"
-            mask = self.root / row["mask"] if abnormal and row["mask"] else None
-            if absent := next((file for file in (path, mask) if file and not file.is_file()), None):
-                raise self.missing(absent)
-            sides[row["split"]].append(_Case(path, kinds.get(row["image"], row["label"]), abnormal, mask))
-        for side, cases in sides.items():
-            if not cases:
-                raise InputError(
-                    self.root / "split_csv" / "1cls.csv", f"has no {side} rows of {name}", self.how_to_get()
-                )
-        if any(case.abnormal for case in sides["train"]):
-            where = self.root / "split_csv" / "1cls.csv"
-            raise InputError(where, f"trains on abnormal images of {name}", "Take the published one-class split.")
+            abnormal = row["label"] == "anomaly"
+            path = self.there(self.root / row["image"])
+            mask = self.there(self.root / row["mask"]) if abnormal and row["mask"] else None
+            sides[row["split"]].append(ImageFile(path, abnormal, kinds.get(row["image"], row["label"]), mask=mask))
+        for side, files in sides.items():
+            if not files:
+                raise self.wrong(self._split_table, f"has no {side} rows of {name}")
+        if any(file.abnormal for file in sides["train"]):
+            problem = f"trains on abnormal images of {name}"
+            raise InputError(self._split_table, problem, "Take the published one-class split.")
         return sides["train"], sides["test"]
-
-    def _table(self, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-        if not path.is_file():
-            raise self.missing(path)
-        return read_table(path, columns, self.how_to_get())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,10 +12,8 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures, read_picture
 
-from .archives import ArchivedSet
-from .base import ImageSet, Problem
 from .download import RemoteFile
-from .tables import read_table
+from .layout import FileSet, ImageFile, Sides
 
 __all__ = ["GTSRBStopSigns", "Sign"]
 
@@ -52,7 +51,7 @@ class Sign:
         return picture[top:bottom, left:right].copy()
 
 
-class GTSRBStopSigns(ArchivedSet):
+class GTSRBStopSigns(FileSet):
     """Stop signs to train on, other stop signs and adversarial images made of them to test on.
 
     Signs are read without the border that the published tables mark (about a tenth of the image on each side).
@@ -88,23 +87,15 @@ class GTSRBStopSigns(ArchivedSet):
         "GTSRB_Final_Test_Images.zip": ("GTSRB/Final_Test",),
         "GTSRB_Final_Test_GT.zip": ("GT-final_test.csv",),
     }
-    files = (
-        RemoteFile(
-            "GTSRB_Final_Training_Images.zip",
-            url=f"{_ARCHIVE}/GTSRB_Final_Training_Images.zip",
-            md5="f33fd80ac59bff73c82d25ab499e03a3",
-        ),
-        RemoteFile(
-            "GTSRB_Final_Test_Images.zip",
-            url=f"{_ARCHIVE}/GTSRB_Final_Test_Images.zip",
-            md5="c7e4e6327067d32654124b0fe9e82185",
-        ),
-        RemoteFile(
-            "GTSRB_Final_Test_GT.zip",
-            url=f"{_ARCHIVE}/GTSRB_Final_Test_GT.zip",
-            md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5",
-        ),
+    files = tuple(
+        RemoteFile(name, f"{_ARCHIVE}/{name}", md5=md5)
+        for name, md5 in (
+            ("GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3"),
+            ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185"),
+            ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
+        )
     )
+    apart = False
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -142,55 +133,40 @@ class GTSRBStopSigns(ArchivedSet):
         tables = [folder / "GT-final_test.csv" for folder in (self.root, self.base, images.parent, images)]
         return self._signs(next((table for table in tables if table.is_file()), tables[0]), images)
 
-    def problem(self, name: str) -> Problem:
-        self.require(name)
-        training, normal, adversarial = self.training_signs(self.stop_sign), self._normal(), self._adversarial()
-        numbers = {sign.path.stem for sign in normal}
+    def _root(self, name: str) -> Path:
+        return self.base
 
-        def read(index: int) -> np.ndarray:
-            if index < len(normal):
-                return normal[index].read()
-            return read_picture(adversarial[index - len(normal)], colour=True)
+    def _sides(self, name: str) -> Sides:
+        def file(sign: Sign, group: str) -> ImageFile:
+            return ImageFile(sign.path, kind=name, group=group, read=sign.read)
 
-        sources = [path.stem.partition("_")[0] for path in adversarial]
-        return Problem(
-            name=name,
-            training=ImageSet(
-                names=tuple(sign.path.relative_to(self.base).as_posix() for sign in training),
-                labels=np.zeros(len(training), dtype=np.int64),
-                read=lambda index: training[index].read(),
-                # Thirty images of a track show one sign as the car nears it.
-                groups=tuple(f"track {sign.path.stem.partition('_')[0]}" for sign in training),
-                kinds=(name,) * len(training),
-            ),
-            test=ImageSet(
-                names=(
-                    *(sign.path.relative_to(self.base).as_posix() for sign in normal),
-                    *(f"adversarial/{path.name}" for path in adversarial),
-                ),
-                labels=np.repeat([0, 1], [len(normal), len(adversarial)]),
-                read=read,
-                groups=(
-                    *(sign.path.stem for sign in normal),
-                    *(source if source in numbers else path.name for source, path in zip(sources, adversarial)),
-                ),
-                kinds=(name,) * len(normal) + ("adversarial",) * len(adversarial),
-            ),
-        )
+        # Thirty images of a track show one sign as the car nears it.
+        training = [
+            file(sign, f"track {sign.path.stem.partition('_')[0]}") for sign in self.training_signs(self.stop_sign)
+        ]
+        test = [file(sign, sign.path.stem) for sign in self._normal()]
+        numbers = {normal.group for normal in test}
+        for path in self._adversarial():
+            source = path.stem.partition("_")[0]
+            group = source if source in numbers else path.name
+            read = partial(read_picture, path, colour=True)
+            test.append(ImageFile(path, True, "adversarial", group, name=f"adversarial/{path.name}", read=read))
+        return Sides(training, test)
 
     def check(self) -> list[str]:
-        notes = super().check()
-        counts = (
-            ("training images of stop signs", len(self.training_signs(self.stop_sign)), 780),
-            ("test images of stop signs", len(self._normal()), 270),
-            ("adversarial images", len(self._adversarial()), 20),
-        )
-        return notes + [f"{found} {what}, the protocol has {count}" for what, found, count in counts if found != count]
+        counts = {
+            "training images of stop signs": (len(self.training_signs(self.stop_sign)), 780),
+            "test images of stop signs": (len(self._normal()), 270),
+            "adversarial images": (len(self._adversarial()), 20),
+        }
+        return super().check() + [
+            f"{found} {what}, the protocol has {count}" for what, (found, count) in counts.items() if found != count
+        ]
 
     def _normal(self) -> list[Sign]:
         signs = [sign for sign in self.test_signs() if sign.kind == self.stop_sign]
         if not signs:
-            raise InputError(self.base / "Final_Test", "has no stop signs", self.how_to_get())
+            raise self.wrong(self.base / "Final_Test", "has no stop signs")
         return signs
 
     def _adversarial(self) -> list[Path]:
@@ -200,12 +176,10 @@ class GTSRBStopSigns(ArchivedSet):
         return paths
 
     def _signs(self, table: Path, folder: Path) -> list[Sign]:
-        if not table.is_file():
-            raise self.missing(table)
-        rows = read_table(table, _COLUMNS, self.how_to_get(), delimiter=";")
+        rows = self.table(table, _COLUMNS, delimiter=";")
         signs = [_sign(row, number, table, folder) for number, row in enumerate(rows, start=2)]
-        if absent := next((sign.path for sign in signs if not sign.path.is_file()), None):
-            raise self.missing(absent)
+        for sign in signs:
+            self.there(sign.path)
         return signs
 
 

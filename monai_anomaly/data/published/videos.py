@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar
@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.image_files import list_pictures, natural_key, read_mask, read_picture
+from monai_anomaly.io.image_files import list_pictures, natural_key, picture_size
 
-from .base import ImageSet, Problem, PublishedSet
-from .layout import files_by_stem, find_folder, folder_pictures
+from .base import find_folder
+from .layout import FileSet, ImageFile, Sides, files_by_stem
 
 __all__ = ["Avenue", "Ped2", "ShanghaiTech", "VideoSet"]
 
@@ -32,46 +32,32 @@ class Clip:
 
     Args:
         name: of its folder.
-        frames: their files, in order.
-        numbers: of the frames, as their files say, in order.
+        frames: in the order of their numbers, which are their positions.
     """
 
     name: str
-    frames: tuple[Path, ...]
-    numbers: tuple[int, ...]
+    frames: tuple[ImageFile, ...]
 
 
-class VideoSet(PublishedSet):
+class VideoSet(FileSet):
     """Clips of frames in folders, normal ones to train on and marked ones to test."""
 
+    apart = False
+    video = True
     folders: ClassVar[dict[str, str]]  # of each side, with a folder for each clip
     videos: ClassVar[dict[str, tuple[str, ...]]] = {}  # of each side, where clips lie as video files
     clip_pattern: ClassVar[str] = r"[^.].*"
     published: ClassVar[dict[str, tuple[int, int]]]  # clips and frames of each side
     protocol = "All frames of the training clips train, all of the test clips test; scores are judged by clip."
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return ("all",)
-
-    def problem(self, name: str) -> Problem:
-        """The one problem of the set.
-
-        Args:
-            name: ``"all"``.
-
-        Raises:
-            InputError: if there is no such problem, or files are missing, too few, or not as published.
-        """
-        self.require(name)
-        training = self._clips("training")
-        test, facts = self._test(self._clips("test"))
-        for label, what in ((0, "normal"), (1, "abnormal")):
-            if not (test.labels == label).any():
-                raise InputError(self.root, f"{self.title}: no test frame is {what}", self.how_to_get())
-        clips = {"training": len(training), "test": len(set(test.groups))}
-        sides = {"clips": clips, **facts}
-        return Problem(name, self._pictures(training), test, video=True, facts=sides)
+    def _sides(self, name: str) -> Sides:
+        training, clips = self._clips("training"), self._clips("test")
+        test, facts = self._test(clips)
+        for label, what in ((False, "normal"), (True, "abnormal")):
+            if not any(file.abnormal is label for file in test):
+                raise self.wrong(self.root, f"{self.title}: no test frame is {what}")
+        counts = {"clips": {"training": len(training), "test": len(clips)}}
+        return Sides([frame for clip in training for frame in clip.frames], test, {**counts, **facts})
 
     def check(self) -> list[str]:
         notes = super().check()
@@ -86,7 +72,7 @@ class VideoSet(PublishedSet):
         return notes
 
     @abstractmethod
-    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
+    def _test(self, clips: list[Clip]) -> tuple[list[ImageFile], dict]:
         """The marked test frames, and what to state about their labels."""
 
     def _clips(self, side: str) -> list[Clip]:
@@ -114,8 +100,8 @@ class VideoSet(PublishedSet):
             numbers.append(int(digits.group()))
         if len(set(numbers)) < len(numbers):
             raise InputError(folder, "two frames have the same number", "Leave one file for each frame.")
-        order = np.argsort(numbers)
-        return Clip(folder.name, tuple(frames[i] for i in order), tuple(numbers[i] for i in order))
+        files = [ImageFile(path, group=folder.name, position=n) for n, path in sorted(zip(numbers, frames))]
+        return Clip(folder.name, tuple(files))
 
     def _no_frames(self, side: str) -> InputError:
         """The error for a side without frames: missing, or still packed in video files."""
@@ -130,18 +116,7 @@ class VideoSet(PublishedSet):
                     f"Extract the frames of each: mkdir -p '{target}' && ffmpeg -i '{files[0]}' -vsync 0 "
                     f"-start_number 0 '{target}/%04d.png'",
                 )
-        return self.missing(frames)
-
-    def _pictures(self, clips: list[Clip], labels: list[int] | None = None, **more: list) -> ImageSet:
-        frames = [frame for clip in clips for frame in clip.frames]
-        return folder_pictures(
-            self.root,
-            frames,
-            [0] * len(frames) if labels is None else labels,
-            groups=[clip.name for clip in clips for _ in clip.frames],
-            positions=[number for clip in clips for number in clip.numbers],
-            **more,
-        )
+        return self.wrong(frames, f"is missing, it is part of {self.title}")
 
 
 class Ped2(VideoSet):
@@ -157,108 +132,95 @@ class Ped2(VideoSet):
         "name the folder UCSD_Anomaly_Dataset.v1p2 or its UCSDped2 (no licence is stated: research use)."
     )
     folders: ClassVar[dict[str, str]] = {"training": "Train", "test": "Test"}
+    inner = ("UCSDped2", "UCSD_Anomaly_Dataset.v1p2/UCSDped2")
     clip_pattern = r"(Train|Test)[0-9]+"
     published: ClassVar[dict[str, tuple[int, int]]] = {"training": (16, 2550), "test": (12, 2010)}
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        inner = find_folder(self.root, "UCSDped2", "UCSD_Anomaly_Dataset.v1p2/UCSDped2")
-        self.root = self.root if inner is None else inner
         self._marked: dict[Path, bool] = {}
 
     def check(self) -> list[str]:
         notes = super().check()
-        clips = self._clips("test")
-        masks = self._masks(clips)
-        without = sum(mask is None for mask in masks)
-        if without:
-            notes.append(f"{self.root}: {without} of {len(masks)} test frames have no mask")
-        listed = self._listed(clips)
-        if listed is not None and not without:
-            differ = sum(a != b for a, b in zip(listed, self._from_masks(masks)))
-            if differ:
-                notes.append(f"{self.root}: {differ} frame labels of UCSDped2.m differ from the masks")
+        frames, complete = self._masked(self._clips("test"))
+        listed = self._listed(frames)
+        if not complete:
+            without = sum(frame.mask is None for frame in frames)
+            notes.append(f"{self.root}: {without} of {len(frames)} test frames have no mask")
+        elif listed is not None and (differ := sum(a != b for a, b in zip(listed, self._from_masks(frames)))):
+            notes.append(f"{self.root}: {differ} frame labels of UCSDped2.m differ from the masks")
         return notes
 
-    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
-        masks = self._masks(clips)
-        complete = all(mask is not None for mask in masks)
-        labels, origin = self._listed(clips), "UCSDped2.m"
+    def _test(self, clips: list[Clip]) -> tuple[list[ImageFile], dict]:
+        frames, complete = self._masked(clips)
+        labels, origin = self._listed(frames), "UCSDped2.m"
         if labels is None:
             if not complete:
-                clip = next(clip for clip in clips if None in self._masks([clip]))
-                raise InputError(
-                    self.root / "Test" / f"{clip.name}_gt",
-                    "does not have a mask of each frame, and there is no Test/UCSDped2.m",
-                    self.how_to_get(),
-                )
-            labels, origin = self._from_masks(masks), "masks"
-        more = {"masks": list(masks)} if complete else {}
-        return self._pictures(clips, labels, **more), {"labels_from": origin}
+                clip = next(frame.group for frame in frames if frame.mask is None)
+                problem = "does not have a mask of each frame, and there is no Test/UCSDped2.m"
+                raise self.wrong(self.root / "Test" / f"{clip}_gt", problem)
+            labels, origin = self._from_masks(frames), "masks"
+        marked = [
+            replace(frame, abnormal=label, mask=frame.mask if complete else None)
+            for frame, label in zip(frames, labels)
+        ]
+        return marked, {"labels_from": origin}
 
-    def _masks(self, clips: list[Clip]) -> list[Path | None]:
-        found: list[Path | None] = []
+    def _masked(self, clips: list[Clip]) -> tuple[list[ImageFile], bool]:
+        """The frames with the masks that are there, and whether each has one."""
+        found: list[ImageFile] = []
         for clip in clips:
-            folder = self.root / "Test" / f"{clip.name}_gt"
-            masks = files_by_stem(folder) if folder.is_dir() else {}
-            found += [masks.get(frame.stem) for frame in clip.frames]
-        return found
+            masks = files_by_stem(self.root / "Test" / f"{clip.name}_gt")
+            found += [replace(frame, mask=masks.get(frame.path.stem)) for frame in clip.frames]
+        return found, all(frame.mask is not None for frame in found)
 
-    def _from_masks(self, masks: list[Path | None]) -> list[int]:
-        labels = []
-        for mask in masks:
-            assert mask is not None
-            if mask not in self._marked:
-                self._marked[mask] = bool(read_mask(mask).any())
-            labels.append(int(self._marked[mask]))
-        return labels
+    def _from_masks(self, frames: list[ImageFile]) -> list[bool]:
+        for frame in frames:
+            if frame.path not in self._marked:
+                self._marked[frame.path] = bool(frame.read_mask().any())
+        return [self._marked[frame.path] for frame in frames]
 
-    def _listed(self, clips: list[Clip]) -> list[int] | None:
+    def _listed(self, frames: list[ImageFile]) -> list[bool] | None:
         """Frame labels of the published list, None without one; it counts clips and frames from 1."""
         path = self.root / "Test" / "UCSDped2.m"
         if not path.is_file():
             return None
         text = re.sub(r"%.*", "", path.read_text(encoding="latin-1"))
         entries = re.findall(r"gt_frame\s*=\s*\[([^\]]*)\]", text)
-        labels = []
-        for clip in clips:
-            index = int(re.sub(r"\D", "", clip.name))
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for clip in dict.fromkeys(frame.group for frame in frames):
+            index = int(re.sub(r"\D", "", clip))
             if not 1 <= index <= len(entries):
-                problem = f"lists {len(entries)} clips, and {clip.name} is none of them"
-                raise InputError(path, problem, self.how_to_get())
-            ranges = []
+                raise self.wrong(path, f"lists {len(entries)} clips, and {clip} is none of them")
+            ranges[clip] = []
             for part in re.split(r"[,;\s]+", entries[index - 1].strip()):
                 match = re.fullmatch(r"([0-9]+)(?::([0-9]+))?", part)
                 if match is None:
-                    raise InputError(path, f"cannot be read at clip {index}: {part!r}", self.how_to_get())
-                ranges.append((int(match[1]), int(match[2] or match[1])))
-            labels += [int(any(a <= number <= b for a, b in ranges)) for number in clip.numbers]
-        return labels
+                    raise self.wrong(path, f"cannot be read at clip {index}: {part!r}")
+                ranges[clip].append((int(match[1]), int(match[2] or match[1])))
+        return [any(a <= (frame.position or 0) <= b for a, b in ranges[frame.group]) for frame in frames]
 
 
 class _CountedSet(VideoSet):
     """Test clips whose labels are arrays over all frames of a clip."""
 
-    def _test(self, clips: list[Clip]) -> tuple[ImageSet, dict]:
-        base = min(clip.numbers[0] for clip in clips)
+    def _test(self, clips: list[Clip]) -> tuple[list[ImageFile], dict]:
+        base = min(clip.frames[0].position or 0 for clip in clips)
         if base not in (0, 1):
-            raise InputError(
-                self.root, f"the first test frame has number {base}", "Count frames from 0 or 1, as published."
-            )
-        labels: list[int] = []
-        places: list[tuple[Clip, int, Path]] = []
+            problem = f"the first test frame has number {base}"
+            raise InputError(self.root, problem, "Count frames from 0 or 1, as published.")
+        masked = all(self._has_masks(clip) for clip in clips)
+        test: list[ImageFile] = []
         for clip in clips:
             marked = self._frame_labels(clip)
-            if clip.numbers[-1] - base >= len(marked):
-                problem = f"has frame {clip.numbers[-1]} (counted from {base}), and its labels are of {len(marked)}"
-                raise InputError(clip.frames[0].parent, problem, "Extract all frames, each once.")
-            labels += [int(marked[number - base]) for number in clip.numbers]
-            places += [(clip, number - base, frame) for number, frame in zip(clip.numbers, clip.frames)]
-        pictures = self._pictures(clips, labels)
-        if all(self._has_masks(clip) for clip in clips):
-            read = partial(self._mask, places)
-            pictures = ImageSet(**{**vars(pictures), "read_mask": read})
-        return pictures, {"first_frame": base}
+            for frame in clip.frames:
+                place = (frame.position or 0) - base
+                if place >= len(marked):
+                    problem = f"has frame {frame.position} (counted from {base}), and its labels are of {len(marked)}"
+                    raise InputError(frame.path.parent, problem, "Extract all frames, each once.")
+                mask = partial(self._mask, clip, place, frame.path) if masked else None
+                test.append(replace(frame, abnormal=bool(marked[place]), mask=mask))
+        return test, {"first_frame": base}
 
     @abstractmethod
     def _frame_labels(self, clip: Clip) -> np.ndarray:
@@ -271,10 +233,8 @@ class _CountedSet(VideoSet):
     def _frame_mask(self, clip: Clip, index: int) -> np.ndarray:
         """Shape (H, W), bool."""
 
-    def _mask(self, places: list[tuple[Clip, int, Path]], index: int) -> np.ndarray:
-        clip, place, frame = places[index]
-        mask = self._frame_mask(clip, place)
-        size = read_picture(frame).shape[:2]
+    def _mask(self, clip: Clip, place: int, frame: Path) -> np.ndarray:
+        mask, size = self._frame_mask(clip, place), picture_size(frame)
         if mask.shape != size:
             raise InputError(frame, f"has size {size} and its mask {mask.shape}", "Extract frames at full size.")
         return mask
@@ -310,10 +270,7 @@ class Avenue(_CountedSet):
             self.root, "testing_label_mask", "ground_truth_demo/testing_label_mask", "testing/testing_label_mask"
         )
         digits = re.sub(r"\D", "", clip.name)
-        path = (folder or self.root / "testing_label_mask") / f"{int(digits or 0)}_label.mat"
-        if not path.is_file():
-            raise self.missing(path)
-        return path
+        return self.there((folder or self.root / "testing_label_mask") / f"{int(digits or 0)}_label.mat")
 
     def _frame_labels(self, clip: Clip) -> np.ndarray:
         path = self._file(clip)
@@ -340,14 +297,10 @@ class ShanghaiTech(_CountedSet):
         "Fetch the archive linked from https://svip-lab.github.io/dataset/campus_dataset.html, unpack it, and extract "
         "the frames of each training video to training/frames/<video> (no licence is stated: research use)."
     )
+    inner = ("shanghaitech",)
     folders: ClassVar[dict[str, str]] = {"training": "training/frames", "test": "testing/frames"}
     videos: ClassVar[dict[str, tuple[str, ...]]] = {"training": ("training/videos",), "test": ("testing/videos",)}
     published: ClassVar[dict[str, tuple[int, int]]] = {"training": (330, 274515), "test": (107, 40791)}
-
-    def __init__(self, root: str | Path) -> None:
-        super().__init__(root)
-        inner = find_folder(self.root, "shanghaitech")
-        self.root = self.root if inner is None else inner
 
     def _array(self, clip: Clip, kind: str) -> Path:
         name = f"{clip.name}.npy"
@@ -357,12 +310,10 @@ class ShanghaiTech(_CountedSet):
         )
 
     def _frame_labels(self, clip: Clip) -> np.ndarray:
-        path = self._array(clip, "test_frame_mask")
-        if not path.is_file():
-            raise self.missing(path)
+        path = self.there(self._array(clip, "test_frame_mask"))
         labels = _load_array(path)
         if labels.ndim != 1 or not np.isin(labels, (0, 1)).all():
-            raise InputError(path, f"is no list of 0 and 1, but of shape {labels.shape}", self.how_to_get())
+            raise self.wrong(path, f"is no list of 0 and 1, but of shape {labels.shape}")
         return labels.astype(bool)
 
     def _has_masks(self, clip: Clip) -> bool:
@@ -372,7 +323,7 @@ class ShanghaiTech(_CountedSet):
         path = self._array(clip, "test_pixel_mask")
         masks, count = _load_array(path), len(self._frame_labels(clip))
         if masks.ndim != 3 or len(masks) != count:
-            raise InputError(path, f"has shape {masks.shape}, not one mask of {count} frames", self.how_to_get())
+            raise self.wrong(path, f"has shape {masks.shape}, not one mask of {count} frames")
         return np.asarray(masks[index]) > 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from abc import ABC
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +17,12 @@ from monai_anomaly.io.image_files import natural_key
 from monai_anomaly.io.load import NIFTI_SUFFIXES, read_voxels, scan_suffix
 from monai_anomaly.io.tables import write_json
 
+from .base import Published, count_notes
+
 __all__ = ["BraTSCohort", "MSLUBCohort", "PublishedCohort"]
 
 
-class PublishedCohort(ABC):
+class PublishedCohort(Published):
     """Volumes in the layout in which they are published: one folder for each case.
 
     Args:
@@ -32,25 +33,17 @@ class PublishedCohort(ABC):
         InputError: if the folder or its cases are missing, or there is no such modality.
     """
 
-    key: ClassVar[str]
-    title: ClassVar[str]
-    source: ClassVar[str]
-    licence: ClassVar[str]
-    citation: ClassVar[str]
     protocol: ClassVar[str] = (
         "All cases test, of label 1 where their outline marks any voxel; a folder of normals, divided by patient, "
         "trains, calibrates and tests beside them."
     )
-    by_hand: ClassVar[str]
     cases: ClassVar[str]  # regular expression of a case's folder name; its first group is the patient
     modalities: ClassVar[dict[str, tuple[str, ...]]]  # the names of each in file names; the first is the main one
     outline: ClassVar[str]  # regular expression of the outline's name, without the case's name and the suffix
     published: ClassVar[tuple[int, ...]]  # cases of the published versions
 
     def __init__(self, root: str | Path, modality: str = "flair") -> None:
-        self.root = Path(os.path.abspath(root))
-        if not self.root.is_dir():
-            raise InputError(self.root, f"no folder with {self.title}", self.by_hand)
+        super().__init__(os.path.abspath(root))
         known = [name for name, spellings in self.modalities.items() if modality.lower() in (name, *spellings)]
         if not known:
             names = ", ".join(self.modalities)
@@ -70,10 +63,7 @@ class PublishedCohort(ABC):
         for folder in self.folders:
             self._scan(folder)
             self._outline(folder)
-        if len(self.folders) not in self.published:
-            versions = " or ".join(map(str, self.published))
-            return [f"{self.root}: {len(self.folders)} cases, published are {versions}"]
-        return []
+        return count_notes(self.root, {"cases": (len(self.folders), self.published)})
 
     def test_items(self) -> list[dict[str, Any]]:
         """The cases as items of a datalist: ``case``, ``image``, ``patient``, ``label`` and, for lesions, ``mask``.
@@ -161,7 +151,7 @@ class PublishedCohort(ABC):
             if found:
                 return found
             if len(inner) != 1:
-                raise InputError(self.root, f"holds no case of {self.title}", self.by_hand)
+                raise self.wrong(self.root, f"holds no case of {self.title}")
             folder = inner[0]
 
     def _scan(self, folder: Path) -> Path:
