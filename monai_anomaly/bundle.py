@@ -18,7 +18,15 @@ from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["bundles_folder", "check_overrides", "check_run", "setup_process", "tell_results", "train_and_evaluate"]
+__all__ = [
+    "bundles_folder",
+    "check_overrides",
+    "check_run",
+    "check_values",
+    "setup_process",
+    "tell_results",
+    "train_and_evaluate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +61,8 @@ def check_run(bundle_root: str | Path, **required: Any) -> None:
         **required: options that must be given, by name.
 
     Raises:
-        InputError: for a wrong ``bundle_root``, a missing option, or an override that names nothing in the configs.
+        InputError: for a wrong ``bundle_root``, a missing option, or an override that names nothing in the configs or
+            is of another kind than what it replaces.
     """
     _install_error_line()
     if _is_bundle_run(sys.argv):
@@ -189,6 +198,47 @@ def check_overrides(overrides: Sequence[str], config: dict[str, Any], where: str
             at = at[part] if isinstance(at, dict) else at[int(part)]
 
 
+def check_values(values: dict[str, Any], config: dict[str, Any]) -> None:
+    """Reject an override of another kind than the value that it replaces.
+
+    Args:
+        values: by id, such as ``{"max_epochs": 10}``; texts that MONAI evaluates (``$...``, ``@...``, ``%...``) pass.
+        config: the merged content of the config files.
+
+    Raises:
+        InputError: for what is no truth value, number or list where the config has one, for a negative number of
+            workers, and for a CUDA device where PyTorch finds none.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) and value[:1] in ("$", "@", "%"):
+            continue
+        default: Any = config
+        for part in name.replace("::", "#").split("#"):
+            if isinstance(default, dict):
+                default = default.get(part)
+            else:
+                default = default[int(part)] if isinstance(default, list) else None
+        if isinstance(default, bool):
+            wanted, fits = "True or False", isinstance(value, bool)
+        elif isinstance(default, (int, float)):
+            # a list of several levels is taken where one will do
+            wanted, fits = f"a number such as {default}", not isinstance(value, (str, bool))
+        elif isinstance(default, list):
+            wanted, fits = f"a list such as {json.dumps(default)}", isinstance(value, (list, tuple, dict))
+        else:
+            continue
+        if not fits:
+            raise InputError(f"--{name}", f"cannot be {value!r}", f"Pass {wanted}.")
+    if isinstance(workers := values.get("num_workers"), (int, float)) and workers < 0:
+        raise InputError("--num_workers", f"cannot be {workers}", "Pass 0 or more.")
+    if str(values.get("device", "")).startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            problem, remedy = "PyTorch finds no CUDA device here", "Pass --device cpu, or install a build with CUDA."
+            raise InputError(f"--device {values['device']}", problem, remedy)
+
+
 def _arguments(target: str) -> list[str] | None:
     """The arguments of a component; None where they are not known or any will do."""
     from monai.bundle.config_item import ComponentLocator
@@ -234,7 +284,9 @@ def _check_argv(argv: Sequence[str]) -> None:
         if _literal(given[name]) is None if name in given else arguments[name] is None:
             raise InputError(f"--{name}", "MONAI passes over None on the command line", "Write '$None', in quotes.")
     names = [Path(f).name for f in ([config_file] if isinstance(config_file, str) else config_file)]
-    check_overrides(overrides, ConfigParser.load_config_files(config_file), " + ".join(names))
+    config = ConfigParser.load_config_files(config_file)
+    check_overrides(overrides, config, " + ".join(names))
+    check_values({name: _literal(given[name]) if name in given else arguments[name] for name in overrides}, config)
 
 
 def _literal(text: str) -> Any:

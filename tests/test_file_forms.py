@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import warnings
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
@@ -320,3 +321,26 @@ def test_segmentations_and_damaged_volumes_are_no_scans(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"{name}: cannot be read") as caught:
             LoadScan()(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("unit", "millimetres"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_lengths_are_in_the_unit_that_the_file_names(tmp_path: Path, unit: str, millimetres: float, kind: Any) -> None:
+    values = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = 7, -8, 9
+    stored = affine.copy()
+    stored[:3] /= millimetres
+    image = kind(values, stored)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii")
+    scan = LoadScan()(tmp_path / "scan.nii")
+    np.testing.assert_allclose(np.asarray(scan.affine), affine, rtol=1e-6, atol=1e-6)
+    if kind is nib.Nifti1Image:  # as ITK, and with it 3D Slicer, reads it; ITK has no NIfTI-2
+        np.testing.assert_allclose(itk.imread(str(tmp_path / "scan.nii")).GetSpacing(), (2, 3, 4), rtol=1e-5)
+    # the map has the source's own numbers and unit
+    maps = {"anomaly_map": np.ones((6, 5, 4), np.float32), "restoration": np.asarray(scan), "anomaly_mask": None}
+    write_case(tmp_path / "case", scan, **maps)
+    written = nib.load(tmp_path / "case" / "anomaly_map.nii.gz")
+    assert np.array_equal(written.affine, nib.load(tmp_path / "scan.nii").affine)
+    assert written.header.get_xyzt_units()[0] == unit

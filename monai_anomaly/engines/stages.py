@@ -234,9 +234,11 @@ def train_stages(
         The history: rows ``stage, epoch, steps, train_loss, val_loss, objective``.
 
     Raises:
-        InputError: if the checkpoint there is of another run, has a stage that was trained for more epochs than asked
-            for or that was left behind with fewer, or cannot be read.
+        InputError: if no stage has an epoch; if the checkpoint there is of another run, has a stage that was trained
+            for more epochs than asked for or that was left behind with fewer, or cannot be read.
     """
+    if stages and all(stage.state.max_epochs < 1 for stage in stages):
+        raise InputError("--max_epochs", "no stage has an epoch to train", "Pass 1 or more.")
     folder = Path(folder)
     fingerprint = hashlib.sha256(json.dumps(identity or {}, sort_keys=True, default=str).encode()).hexdigest()
     run = _StagedRun(list(stages), network, folder, seed, fingerprint, save_interval, val_interval, selection, progress)

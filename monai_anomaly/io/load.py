@@ -46,6 +46,8 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 
 # Bytes that are read at once where only checksums count.
 _BLOCK = 1 << 20
+# Millimetres in a NIfTI file's unit of length, the lowest three bits of xyzt_units: metre, micrometre.
+_UNIT_MM = {1: 1e3, 3: 1e-3}
 # What nibabel raises for numbers of a header that cannot be.
 _BAD_VALUES = (OverflowError, ValueError, TypeError, AttributeError, MemoryError)
 # Channels of one scan must lie on the same grid to this distance.
@@ -178,6 +180,8 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         if any(size < 0 for size in image.shape):
             raise HeaderDataError(f"shape {image.shape}")
         affine = np.array(image.affine, dtype=np.float64)
+        if isinstance(image, nib.Nifti1Pair):
+            affine[:3] *= _UNIT_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
             name = "RGB" if kind.names else str(kind)
