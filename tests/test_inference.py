@@ -14,7 +14,8 @@ import torch
 from bundle_runs import SHAPE, cohort_evaluator, figures_of, head, table, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
 from torch import Tensor
 
 from monai_anomaly.calibration import ScanTail
@@ -471,3 +472,28 @@ def test_tables_are_kept_where_the_run_is_interrupted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluator.run()
     assert [row["case"] for row in table(tmp_path / "out" / "predictions.csv")] == ["a"]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 32, 16)])
+def test_a_batch_and_invertd_give_the_map_on_the_scan_as_monai_users_expect(
+    tmp_path: Path, size: tuple[int, ...]
+) -> None:
+    affine = np.array([[-1.5, 0, 0, 40], [0, 2, 0, -30], [0, 0, 3, -12], [0, 0, 0, 1]])
+    voxels = np.random.default_rng(0).gamma(2, 300, (30, 26, 12)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    preprocessing = ScanPreprocessing(image_size=size)
+    item = preprocessing({"image": str(tmp_path / "scan.nii.gz")})
+    network = BrightVoxels(len(size)).eval()
+    alone = StackInferer()(item["image"], network).anomaly_map
+    batch = StackInferer(batch_size=3)(torch.stack([item["image"], 2 * item["image"]]), network)
+    assert batch.shape == (2, 1, *item["image"].shape[1:])
+    assert torch.equal(torch.as_tensor(batch[0]), alone)
+    assert torch.equal(torch.as_tensor(batch[1]), 2 * alone)
+
+    way_back = Invertd(keys="pred", transform=preprocessing, orig_keys="image")
+    native = way_back({**item, "pred": MetaTensor(batch[0])})["pred"]
+    assert torch.equal(native.as_tensor(), preprocessing.to_scan(alone, item["image"]))
+    assert np.array_equal(native.affine, affine)
+    assert native.shape == (1, 30, 26, 12)
+    with pytest.raises(ValueError, match="four dimensions"):
+        StackInferer()(item["image"][0], network)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,22 @@ class ScanPreprocessing(Compose):
         if intensities:
             native = self.intensity.inverse(native)
         return native.as_tensor() if isinstance(native, MetaTensor) else torch.as_tensor(native)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Lay a map on the voxels of the scan, as ``monai.transforms.Invertd`` asks for it.
+
+        The values stay what they are: a map is no intensity. For images see ``to_scan``.
+
+        Args:
+            data: holds under ``image`` a result on the grid of a stack, with that stack's trace (which ``Invertd``
+                puts there), shape (C', H, W, S) or (C', X, Y, Z).
+
+        Returns:
+            The same with (C', X, Y, Z) and the scan's affine.
+        """
+        native = self.grid.inverse(data["image"])
+        native.applied_operations = []
+        return {**data, "image": native}
 
     def change_to_scan(self, change: Tensor, stack: MetaTensor) -> Tensor:
         """Lay the difference of two images on the voxels of the scan, in the scan's unit; outside the window it is 0.

@@ -41,11 +41,12 @@ class StackInferer(Inferer):
         self.batch_size, self.amp, self.channels_last = batch_size, amp, channels_last
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> AnomalyOutput:
+    def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> Any:
         """Detect.
 
         Args:
-            inputs: shape (C, H, W, S), or (C, X, Y, Z) for a detector in three dimensions.
+            inputs: shape (C, H, W, S), or (C, X, Y, Z) for a detector in three dimensions; or a batch of them, as
+                MONAI's inferers take it, for which the result is the maps alone: a tensor (B, 1, ...) like the inputs.
             network: the detector, in eval mode.
             tissue: shape (S,), bool: the slices to run; the others get a zero map and are their own restoration. A
                 volume is run whole.
@@ -53,7 +54,17 @@ class StackInferer(Inferer):
         Returns:
             Map (1, H, W, S), score (1,) and restoration (C, H, W, S), or None where the detector gives none. The score
             of a scan is that of its most anomalous slice (see ``SliceStatistics``), of a volume the detector's own.
+
+        Raises:
+            ValueError: for another number of dimensions.
         """
+        if inputs.ndim == 5:
+            maps = torch.stack([self(scan.cpu(), network, tissue).anomaly_map for scan in inputs]).to(inputs.device)
+            return MetaTensor(maps, meta=inputs.meta) if isinstance(inputs, MetaTensor) else maps
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"a stack has four dimensions, a batch of stacks five, got the shape {tuple(inputs.shape)}"
+            )
         device = device_of(network)
         stack = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         if components := network.components():
