@@ -29,9 +29,9 @@ from monai_anomaly.engines import (
 )
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.losses import HierarchicalFeatureLoss
-from monai_anomaly.networks import HFRAE, AnomalyDetector, AnomalyOutput, ProxyAno
+from monai_anomaly.networks import HFRAE, AnomalyDetector, AnomalyOutput, ProxyAno, feature_encoder_of
 from monai_anomaly.networks.blocks import Frozen, GaussianFilter, StridedEncoder, StridedFeatures, resnet_features
-from monai_anomaly.networks.nets.hfrae import HierarchicalDecoder, feature_encoder_of
+from monai_anomaly.networks.nets.hfrae import HierarchicalDecoder
 
 # The whole networks have 11,689,512 and 68,883,240 parameters (torchvision's documentation); less fc and layer4.
 STAGES = {
