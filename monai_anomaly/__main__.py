@@ -1,4 +1,4 @@
-"""``python -m monai_anomaly``: write out the bundles, describe a cohort, run benchmarks."""
+"""``python -m monai_anomaly``: write out the bundles, describe a cohort, compare detectors, run benchmarks."""
 
 from __future__ import annotations
 
@@ -66,6 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
     datalist.add_argument("--seed", type=int, default=0)
 
+    recommended = commands.add_parser("recommend", help="compare detectors on normal scans: which one to take")
+    recommended.add_argument("dataset_dir", type=Path, help="a folder of normal scans, or a datalist")
+    recommended.add_argument("--out", type=Path, required=True, help="folder of the trainings and recommend.csv")
+    recommended.add_argument("--methods", nargs="+", help="some of the detectors")
+    recommended.add_argument("--minutes", type=float, default=5.0, help="of training for each; CPU time on a CPU")
+    recommended.add_argument("--labelled", type=Path, help="labelled scans, none of them of the later test")
+    recommended.add_argument("--options", nargs="+", default=[], metavar="[METHOD:]id=value", help="of train.yaml")
+    recommended.add_argument("--seed", type=int, default=0)
+
     from monai_anomaly.benchmarks.cli import add_arguments, run
 
     add_arguments(commands.add_parser("benchmark", help="train and test methods on published sets"))
@@ -76,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "bundles":
             for path in write_bundles(given.destination):
                 print(path)
+        elif given.command == "recommend":
+            _recommend(given)
         else:
             _write_datalist(given)
     except InputError as error:
@@ -98,6 +109,23 @@ def _write_datalist(given: argparse.Namespace) -> None:
     for side in ("training", "calibration", "test"):
         items = written.get(side, [])
         print(f"{side}: {len(items)} scans of {len({item['patient'] for item in items})} patients")
+
+
+def _recommend(given: argparse.Namespace) -> None:
+    from monai_anomaly.benchmarks.cli import parsed_options
+    from monai_anomaly.benchmarks.recommend import DEFAULT_METHODS, recommend, recommendation_text
+
+    candidates = recommend(
+        given.dataset_dir,
+        given.out,
+        given.methods or DEFAULT_METHODS,
+        minutes=given.minutes,
+        labelled=given.labelled,
+        options=parsed_options(given.options),
+        seed=given.seed,
+    )
+    print(recommendation_text(candidates))
+    print(f"{given.out / 'recommend.csv'}; research use only, not for diagnosis")
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ def test_a_set_that_is_not_at_hand_is_left_out_unless_it_is_named(
         benchmark(tmp_path, "out", suite=suite, sets=["nowhere"]).units()
 
 
-@pytest.mark.parametrize("method", ["stfpm", "reverse_distillation", "patchcore"])
+@pytest.mark.parametrize("method", ["stfpm", "reverse_distillation", "patchcore_anomalib"])
 def test_a_peer_without_its_library_says_what_to_install(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_weights_of_another_encoder_are_refused_in_one_line(
 ) -> None:
     suite = str(tiny_suite(tmp_path, methods=["zscore"]))
     arguments = ["benchmark", "--suite", suite, "--out", str(tmp_path / "out"), "--no-progress", "--device", "cpu"]
-    arguments += ["--methods", "patchcore", "--options", f"patchcore:weights={weights}"]
+    arguments += ["--methods", "patchcore_anomalib", "--options", f"patchcore_anomalib:weights={weights}"]
     assert main(arguments) == 1
     (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: "))
     if INSTALLED:

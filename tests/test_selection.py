@@ -221,7 +221,8 @@ def test_refused_without_validation_patients_or_by_another_name(cohort: Cohort, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_bundle_chooses(name: str, tiny_cohort: Path, tmp_path: Path) -> None:
-    options = {**COMMON, **TINY[name], "max_epochs": 2, "select_by": "synthetic_lesions"}
+    epochs = "pretraining_epochs" if name == "patchcore" else "max_epochs"  # PatchCore's encoder alone is trained
+    options = {**COMMON, **TINY[name], epochs: 2, "select_by": "synthetic_lesions"}
     files = ["train", *OVERLAYS.get(name, [])]
     run_bundle(files, tmp_path, tiny_cohort, bundle=BUNDLES / name, **options, validation_fraction=0.3)
     rows = table(tmp_path / "training" / "selection.csv")

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "parsed_options", "run"]
 
 _SCALES = ("smoke", "small", "paper")
 _BASELINES = ("intensity", "zscore")
@@ -129,7 +129,7 @@ def _run(given: argparse.Namespace) -> int:
         data=_folders(given.data),
         sets=given.sets,
         problems=given.problems,
-        options=_options(given.options),
+        options=parsed_options(given.options),
         download=given.download,
         track_auroc=given.track_auroc,
         rank=rank,
@@ -162,8 +162,8 @@ def _folders(given: Sequence[str]) -> dict[str, str]:
     return folders
 
 
-def _options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By method, or under ``*``, its overrides."""
+def parsed_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Overrides by method, or under ``*``, from texts such as ``dae:max_epochs=10``."""
     options: dict[str, dict[str, Any]] = {}
     for item in given:
         left, equals, value = item.partition("=")

@@ -43,6 +43,7 @@ class SliceDataset(Dataset, Randomizable):
 
     Attributes:
         failures: per scan that could not be used, ``{"case", "image", "error"}``.
+        scan_of: for each slice the number of its scan, among those that could be used.
 
     Raises:
         InputError: if there are no scans, or none can be used.
@@ -73,7 +74,7 @@ class SliceDataset(Dataset, Randomizable):
             where = self.failures[0]["error"] if self.failures else "cohort"
             raise InputError(where, "no usable normal scan", "Give at least one readable scan of a normal subject.")
         counts = [len(arrays["image"]) for arrays in self.arrays]
-        self._scan = np.repeat(np.arange(len(counts)), counts)
+        self.scan_of = np.repeat(np.arange(len(counts)), counts)
         self._slice = np.concatenate([np.arange(n) for n in counts] or [np.arange(0)])
 
     def _prepare(self, num_workers: int, progress: bool) -> None:
@@ -137,17 +138,17 @@ class SliceDataset(Dataset, Randomizable):
             yield torch.from_numpy(np.array(arrays["image"]))
 
     def __len__(self) -> int:
-        return len(self._scan)
+        return len(self.scan_of)
 
     def _tensor(self, index: int, name: str) -> torch.Tensor:
-        arrays = self.arrays[int(self._scan[index])]
+        arrays = self.arrays[int(self.scan_of[index])]
         return torch.from_numpy(np.array(arrays.get(name, arrays["image"])[int(self._slice[index])]))
 
     def _donor(self, index: int) -> int:
         """Another scan's slice; where there is one scan only, another of its slices."""
         if self.donors == "same":
             return index
-        others = np.flatnonzero(self._scan != self._scan[index])
+        others = np.flatnonzero(self.scan_of != self.scan_of[index])
         if not len(others):
             others = np.arange(len(self))
         return int(others[self.R.randint(len(others))])

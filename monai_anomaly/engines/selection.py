@@ -139,16 +139,36 @@ class SyntheticLesionSelection:
             for i, (choice, figure) in enumerate(zip(choices, figures))
         ]
 
-    @torch.no_grad()
     def _scores(self, network: AnomalyDetector, maps_of: Callable[[Tensor], Sequence[Tensor]]) -> list[float]:
         """The pixel AP of each of the maps that ``maps_of`` gives for a batch."""
         from sklearn.metrics import average_precision_score
 
+        truth, found = self.pixels(network, maps_of)
+        joined = np.concatenate(truth)
+        return [float(average_precision_score(joined, np.concatenate(parts))) for parts in found]
+
+    @torch.no_grad()
+    def pixels(
+        self, network: AnomalyDetector, maps_of: Callable[[Tensor], Sequence[Tensor]] | None = None
+    ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+        """Pixels of the images with their lesions; the network is left as it was but for its mode (eval).
+
+        Args:
+            network: on the device to run on.
+            maps_of: from images (B, C, *spatial) to maps (B, 1, *spatial), one for each candidate; None: the network's.
+
+        Returns:
+            For each image which pixels are lesion, shape (P,), and for each candidate and image the map there.
+
+        Raises:
+            InputError: if a map is not finite.
+        """
+        maps_of = maps_of or (lambda images: [network.detect(images).anomaly_map])
         device = next(chain(network.parameters(), network.buffers())).device
         before = {key: value.clone() for key, value in network.state_dict().items()}
         network.eval()
-        masks: list[Tensor] = []
-        maps: dict[int, list[Tensor]] = defaultdict(list)
+        masks: list[np.ndarray] = []
+        maps: dict[int, list[np.ndarray]] = defaultdict(list)
         # a detector with random parts must not shift the training's random numbers
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
@@ -161,20 +181,16 @@ class SyntheticLesionSelection:
                     numbers = range(start, min(start + self.batch_size, len(self.indices)))
                     images, lesions = zip(*(self.image(number) for number in numbers))
                     chosen = [self._pixels(number, lesion.numel()) for number, lesion in zip(numbers, lesions)]
-                    masks += [lesion.flatten()[pixels] > 0 for pixels, lesion in zip(chosen, lesions)]
+                    masks += [(lesion.flatten()[kept] > 0).numpy() for kept, lesion in zip(chosen, lesions)]
                     for index, found in enumerate(maps_of(torch.stack(images).to(device))):
                         found = found.float().cpu()
-                        maps[index] += [one.flatten()[pixels] for pixels, one in zip(chosen, found)]
+                        if not bool(torch.isfinite(found).all()):
+                            problem = "an anomaly map is not finite"
+                            raise InputError("select_by", problem, "Lower the learning rate or switch amp off.")
+                        maps[index] += [one.flatten()[kept].numpy() for kept, one in zip(chosen, found)]
             finally:
                 network.load_state_dict(before)
-        truth = torch.cat(masks).numpy()
-        figures = []
-        for found in (torch.cat(parts) for parts in maps.values()):
-            if not bool(torch.isfinite(found).all()):
-                problem = "an anomaly map is not finite"
-                raise InputError("select_by", problem, "Lower the learning rate or switch amp off.")
-            figures.append(float(average_precision_score(truth, found.numpy())))
-        return figures
+        return masks, list(maps.values())
 
     def consider(self, network: AnomalyDetector, stage: str, epoch: int) -> None:
         """Make the network's present state a candidate.
