@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import json
 import os
 import struct
 import tempfile
@@ -17,19 +19,23 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+import torch
 from fuzz.mutations import KINDS, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEG2000Lossless, RLELossless
 from test_dicom import PIXELS, image
 from test_load_scan import png16
 
+from monai_anomaly.data import Cohort, check_cohort, load_cohort, write_datalist
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io import content_hash
+from monai_anomaly.io import content_hash, write_csv
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.load import LoadScan, read_voxels
+from monai_anomaly.transforms import SliceGrid, VolumeGrid
 
 VOXELS = np.random.default_rng(3).integers(0, 900, (9, 8, 6)).astype(np.int16)
 
@@ -269,6 +275,113 @@ def test_no_description_of_a_series_is_told(tmp_path: Path) -> None:
         dataset.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
     line = refusal(tmp_path)
     assert "holds 2 series (1.2.0: 1 images, 1.2.1: 1 images)" in line
+
+
+@pytest.mark.parametrize(
+    "case", ["", ".", "..", ".x", "a/b", "a\\b", "failures.csv", "Report.html", "models", "a\0b", "\x1b[2J"]
+)
+@pytest.mark.parametrize("made", ["datalist", "hand"])
+def test_cases_that_are_no_folder_of_results(case: str, made: str, tmp_path: Path) -> None:
+    compressed(tmp_path / "a.nii.gz")
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": "a.nii.gz", "case": case}]}))
+    if made == "datalist":
+        assert "A case must be fit for a file name" in refusal(tmp_path / "list.json", load_cohort)
+    else:
+        item = {"case": case, "image": str(tmp_path / "a.nii.gz"), "patient": "p", "label": None, "mask": None}
+        refusal(tmp_path, lambda root: check_cohort(Cohort(root, [], [], [item])))
+
+
+@pytest.mark.filterwarnings("ignore:.*patient of its own")
+def test_files_of_any_name_are_cases(tmp_path: Path) -> None:
+    names = [b"report.html.nii.gz", b"caf\xe9.nii.gz", b"a\nb.nii.gz", b"a\\b.nii.gz", b"models.nii.gz", b"=1+1.nii.gz"]
+    for seed, name in enumerate(names):
+        voxels = np.random.default_rng(seed).normal(size=(3, 3, 3))
+        nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / os.fsdecode(name))
+    cohort = load_cohort(tmp_path)
+    cases = {item["case"] for item in cohort.test}
+    assert cases == {"scan_report.html", "caf%E9", "a%0Ab", "a%5Cb", "scan_models", "=1+1"}
+    for item in cohort.test:
+        LoadScan()(item["image"])
+    os.mkdir(tmp_path / "lists")
+    write_datalist(tmp_path, tmp_path / "lists" / "list.json")
+    again = load_cohort(tmp_path / "lists" / "list.json")
+    assert {item["case"] for item in (*again.training, *again.calibration)} == cases
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"test": [{"image": "\\ud800.nii"}]}',
+        b"[" * 10**5,
+        b'{"test": ' + b"9" * 5000 + b"}",
+        b"\xff",
+        b'{"test": {}}',
+    ],
+)
+def test_datalists_that_are_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_bytes(content)
+    refusal(tmp_path / "list.json", load_cohort)
+
+
+@pytest.mark.filterwarnings("ignore:.*patient of its own", "ignore:Image size")
+def test_bad_files_do_not_end_the_reading_of_a_cohort(tmp_path: Path) -> None:
+    compressed(tmp_path / "good.nii.gz")
+    Image.new("1", (20000, 9100)).save(tmp_path / "bomb.png")
+    inflated_png(tmp_path / "large.png")
+    inflated_nifti(tmp_path / "inflated.nii")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    os.mkfifo(tmp_path / "pipe.nii")
+    os.symlink("nowhere", tmp_path / "link.nii.gz")
+    os.symlink("loop.png", tmp_path / "loop.png")
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "a.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 90)
+    data = load_cohort(tmp_path).test
+    assert len(data) == 8
+    readable = []
+    for item in data:
+        with suppress(InputError):
+            LoadScan()(item["image"])
+            readable.append(item["case"])
+    assert readable == ["good"]
+
+
+def test_files_of_others_are_no_end(tmp_path: Path) -> None:
+    """Files that may not be read; root may read all, so that the check runs as nobody."""
+    path = compressed(tmp_path / "a.nii.gz")
+    path.chmod(0)
+    as_root = os.geteuid() == 0
+    if as_root:
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        for read_it in (read_voxels, shown_digest, content_hash):
+            refusal(path, read_it)  # type: ignore[arg-type]
+    finally:
+        if as_root:
+            os.seteuid(0)
+
+
+def test_cells_that_spreadsheets_would_run(tmp_path: Path) -> None:
+    cells = ["=cmd|' /C calc'!A0", "+1+1", "-2-3", "@SUM(A1)", "\t=1", "\r=1", "plain", "-5", "+1e3", "-inf", -5, -0.25]
+    cells += [os.fsdecode(b"caf\xe9"), None, np.float32(-2.5)]
+    write_csv(tmp_path / "a.csv", [{"cell": cell} for cell in cells], ["cell"])
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        written = [row["cell"] for row in csv.DictReader(file)]
+    quoted = ["'=cmd|' /C calc'!A0", "'+1+1", "'-2-3", "'@SUM(A1)", "'\t=1", "'\\r=1", "plain", "-5", "+1e3", "-inf"]
+    assert written == [*quoted, "-5", "-0.25", "caf\\udce9", "", "-2.5"]
+
+
+def test_a_message_is_one_line_of_text() -> None:
+    line = str(InputError(os.fsdecode(b"a\xe9\x1b[2J\nb"), "is\r\nbroken"))
+    assert line == "a\\udce9\\x1b[2J b: is broken."
+
+
+def test_voxel_sizes_that_would_fill_the_memory() -> None:
+    scan = MetaTensor(torch.rand(1, 48, 48, 48), affine=torch.diag(torch.tensor([40.0, 40.0, 40.0, 1.0])))
+    for grid in (SliceGrid((64, 64), spacing=0.5), VolumeGrid((64, 64, 64), spacing=1.0)):
+        with pytest.raises(InputError, match=r"its \(48, 48, 48\) voxels would become"):
+            grid(scan)
 
 
 @pytest.mark.slow

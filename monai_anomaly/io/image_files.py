@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "check_picture_size",
+    "check_pixels",
+    "check_tiff",
     "list_pictures",
     "natural_key",
     "open_picture",
@@ -35,10 +36,8 @@ _LOSSY = frozenset({".jpeg", ".jpg"})
 _CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 # What Pillow may decode. It goes by a file's first bytes, not by its name, and has decoders that start other programs.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM")
-# TIFF compressions (tag 259) that hold a bounded number of bytes in one: none, LZW (4,096 in 12 bits), deflate, and the
-# runs of PackBits.
-_TIFF_RATIOS = {"raw": 1, "tiff_lzw": 2731, "tiff_deflate": DEFLATE_RATIO, "tiff_adobe_deflate": DEFLATE_RATIO}
-_TIFF_RATIOS["packbits"] = 64
+# TIFF compressions that hold a bounded number of bytes in one: none, LZW (4,096 in 12 bits), deflate, PackBits.
+_TIFF_RATIOS = {1: 1, 5: 2731, 8: DEFLATE_RATIO, 32946: DEFLATE_RATIO, 32773: 64}
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -77,23 +76,19 @@ def open_picture(path: Path) -> Iterator[Image]:
         InputError: if the file is missing, of another format, larger than its file can hold or than Pillow's limit
             (``PIL.Image.MAX_IMAGE_PIXELS``, twice), or what is done in the block finds it broken.
     """
-    from PIL import Image, PngImagePlugin, TiffImagePlugin
+    from PIL import Image
 
     size = check_readable(path)
     with refuse_damage(path, "cannot be read as an image"):
         with Image.open(path, formats=_FORMATS) as picture:
-            ratio: int | None = None
-            if isinstance(picture, PngImagePlugin.PngImageFile):
-                ratio = DEFLATE_RATIO
-            elif isinstance(picture, TiffImagePlugin.TiffImageFile):
-                ratio = _TIFF_RATIOS.get(str(picture.info.get("compression", "raw")))
-            if ratio is not None:
-                bits = 1 if picture.mode == "1" or picture.format == "PNG" else 8
-                check_holds(path, picture.width * picture.height * bits // 8, ratio * size)
+            if picture.format == "PNG":  # of one bit a pixel at the least
+                check_holds(path, picture.width * picture.height // 8, DEFLATE_RATIO * size)
+            elif picture.format == "TIFF":
+                check_tiff(path)
             yield picture
 
 
-def check_picture_size(path: Path, rows: int, columns: int) -> None:
+def check_pixels(path: Path, pixels: int) -> None:
     """Apply Pillow's limit on pixels to an image that another library decodes.
 
     Raises:
@@ -101,10 +96,29 @@ def check_picture_size(path: Path, rows: int, columns: int) -> None:
     """
     from PIL import Image
 
-    most = 2 * (Image.MAX_IMAGE_PIXELS or rows * columns)
-    if rows * columns > most:
-        problem = f"has {rows} x {columns} pixels, more than the limit of {most}"
-        raise InputError(path, problem, "Save it smaller.")
+    most = 2 * (Image.MAX_IMAGE_PIXELS or pixels)
+    if pixels > most:
+        raise InputError(path, f"has {pixels} pixels, more than the limit of {most}", "Save it smaller.")
+
+
+def check_tiff(path: Path) -> None:
+    """Check that a TIFF file can hold the pixels that its first page states, and that they are not too many.
+
+    Raises:
+        InputError: if it cannot, or its directory is broken.
+    """
+    import tifffile
+
+    with refuse_damage(path, "cannot be read as an image"), tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        pixels = page.imagewidth * page.imagelength
+        if not pixels:
+            raise ValueError("it has no pixel")
+        check_pixels(path, pixels)
+        ratio = _TIFF_RATIOS.get(int(page.compression))
+        if ratio is not None:
+            stated = pixels * page.bitspersample * page.samplesperpixel // 8
+            check_holds(path, stated, ratio * check_readable(path))
 
 
 def read_picture(path: Path, colour: bool = False) -> np.ndarray:

@@ -17,7 +17,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
-from monai_anomaly.io.image_files import check_picture_size, open_picture, upright
+from monai_anomaly.io.image_files import check_pixels, check_tiff, open_picture, upright
 from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
@@ -370,12 +370,13 @@ def _read_deep_colour(path: Path) -> np.ndarray:
     import itk
 
     png = scan_suffix(path).lower() == ".png"
+    if not png:  # ITK takes memory for the rows of a TIFF file as it opens it
+        check_tiff(path)
     io = _itk_information(path, itk.PNGImageIO if png else itk.TIFFImageIO)
     components, kind = io.GetNumberOfComponents(), io.GetComponentTypeAsString(io.GetComponentType())
     if io.GetNumberOfDimensions() > 2:
         raise InputError(path, "holds several pages", "Save one image per file.")
-    columns, rows = (int(io.GetDimensions(axis)) for axis in (0, 1))
-    check_picture_size(path, rows, columns)
+    check_pixels(path, int(io.GetDimensions(0)) * int(io.GetDimensions(1)))
     # ITK announces 8 bits where it would have to cut deeper samples (colour planes stored apart).
     if components not in (1, 2, 3, 4) or kind in ("unsigned_char", "char"):
         remedy = "Save it as gray or RGB with interleaved samples."
