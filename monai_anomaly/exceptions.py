@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+
+__all__ = ["InputError", "is_plain"]
+
+
+def is_plain(character: str) -> bool:
+    """Whether a character is no control character and no undecodable byte (a lone surrogate)."""
+    return unicodedata.category(character) not in ("Cc", "Cs")
 
 
 class InputError(ValueError):
     """Input that cannot be used.
 
-    Its text is one line: ``<where>: <problem>. <remedy>``.
+    Its text is one line: ``<where>: <problem>. <remedy>``; names with control characters cannot make it more.
 
     Args:
         where: the file, folder or option at fault.
@@ -19,7 +27,8 @@ class InputError(ValueError):
     def __init__(self, where: str | Path, problem: str, remedy: str = "") -> None:
         self.where, self.problem, self.remedy = str(where), problem, remedy
         text = f"{where}: {problem.rstrip('.')}."
-        super().__init__(" ".join(f"{text} {remedy}".split()))
+        line = " ".join(f"{text} {remedy}".split())
+        super().__init__("".join(c if is_plain(c) else c.encode("unicode_escape").decode("ascii") for c in line))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         # Crosses process borders (data-loading workers) whole.

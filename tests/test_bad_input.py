@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,38 @@ def test_a_bad_scan_amid_a_cohort_costs_no_other(trained: Path, tmp_path: Path) 
     detect(trained, tmp_path / "out", folder)
     assert len(table(tmp_path / "out" / "predictions.csv")) == 3
     assert not (tmp_path / "out" / "failures.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_no_file_ends_a_cohort(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    # names of outputs, formulas and bytes that are no text are names of good scans
+    good = [b"a", b"failures.csv", b"report.html", b"=1+1", b"caf\xe9", b"models"]
+    for seed, name in enumerate(good):
+        write_nifti(folder / f"{os.fsdecode(name)}.nii.gz", seed)
+    Image.new("1", (20000, 9100)).save(folder / "bomb.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    os.mkfifo(folder / "pipe.nii")
+    os.symlink("nowhere", folder / "link.nii.gz")
+    flipped = bytearray((folder / "a.nii.gz").read_bytes())
+    flipped[len(flipped) // 2] ^= 8
+    (folder / "flipped.nii.gz").write_bytes(flipped)
+    nib.save(nib.Nifti1Image(head(0)[0], np.diag([1e30, 1, 1, 1])), folder / "far.nii")
+    nib.save(nib.Nifti1Image(head(0)[0] * np.float32(1e34), np.eye(4)), folder / "bright.nii")
+    with pytest.raises(SystemExit) as caught:
+        detect(trained, tmp_path / "out", folder)
+    bad = ["bomb", "bright", "broken", "far", "flipped", "link", "pipe"]
+    assert [row["case"] for row in table(tmp_path / "out" / "failures.csv")] == bad
+    assert str(caught.value.code).startswith("7 scan(s) could not be used")
+    cases = {"a", "scan_failures.csv", "scan_report.html", "=1+1", "caf%E9", "scan_models"}
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == cases
+    rows = table(tmp_path / "out" / "predictions.csv")
+    assert {row["case"] for row in rows} == {*cases, "'=1+1"} - {"=1+1"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "7 scans could not be used" in page
+    assert not [name for name in ("bomb", "flipped", "caf%E9", "=1+1", "scan_report") if name in page]
+    json.loads((tmp_path / "out" / "drift.json").read_text(), parse_constant=pytest.fail)
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_refused_series(tmp_path: Path) -> None:
     two = series(PIXELS)
     for dataset in two[:2]:
         dataset.SeriesInstanceUID, dataset.SeriesDescription = "1.2.3.5", "other"
-    refuse(two, r"holds 2 series \(other \[1.2.3.5\]: 2 images, made here \[1.2.3.4\]: 4 images\)")
+    refuse(two, r"holds 2 series \(1.2.3.5: 2 images, 1.2.3.4: 4 images\)")
 
     refuse([*series(PIXELS)[:-1], image(PIXELS[0])], "1 of 6 images have no position")
     refuse([*series(PIXELS), image(PIXELS[0, :4])], "differ in size")
@@ -200,7 +200,7 @@ def test_refused_series(tmp_path: Path) -> None:
     refuse(slanted, "no perpendicular unit vectors")
     short = series(PIXELS)
     short[4].PixelData = short[4].PixelData[:10]
-    refuse(short, "pixel data cannot be read")
+    refuse(short, "70 bytes of pixel data, the file holds 10")
     segmentation = series(PIXELS[:1])
     segmentation[0].SegmentSequence = [Dataset()]
     refuse(segmentation, "holds a segmentation")

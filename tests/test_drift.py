@@ -54,6 +54,13 @@ def test_facts_of_a_scan() -> None:
     )
 
 
+def test_values_beyond_float32_can_be_written() -> None:
+    scores, facts = patients(2, 1, intensity_mean=1e300, extent_r=4e38)
+    report = drift_report(*known(), scores, facts)
+    assert json.dumps(report, allow_nan=False)
+    assert {"intensity_mean", "extent_r"} <= set(report["drifted"])
+
+
 @pytest.mark.slow
 def test_patients_of_the_same_kind_are_rarely_taken_for_others() -> None:
     warnings = sum(drift_report(*known(), *patients(25, seed))["drift"] for seed in range(1, 101))

@@ -201,7 +201,7 @@ def test_damaged_nifti(tmp_path: Path) -> None:
     }
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match="cannot be read as NIfTI") as caught:
+        with pytest.raises(InputError, match=r"cannot be read as NIfTI|the header states") as caught:
             LoadScan()(tmp_path / name)
         assert "\n" not in str(caught.value)
 

@@ -333,7 +333,9 @@ def test_the_most_anomalous_scans_come_first_with_their_images(demo: Demo, demo_
     first = source[: source.index("What was found")]
     worst = sorted(demo[1], key=lambda case: -case.score)[:3]
     page = Page(source)
-    assert [text for level, text in page.headings if level == 3][:3] == [case.name for case in worst]
+    digits = len(str(len(demo[1])))
+    numbered = [f"scan {demo[1].index(case) + 1:0{digits}d}" for case in worst]
+    assert [text for level, text in page.headings if level == 3][:3] == numbered
     assert first.count("<article") == 3
     for case in worst:
         assert f"score {case.score:.4g}, above the threshold" in first
@@ -357,7 +359,7 @@ def test_page_says_what_the_figures_are(demo: Demo, demo_page: Path) -> None:
         assert row.low is None or f"{number(row.low)} to {number(row.high or 0.0)}" in text
     for side in evaluation.settings["cohort"]:
         assert side["sha256"] in text
-    for words in ("optimizer.lr", "0.8 mm against 1.0 mm", "an oracle: its threshold is chosen", "sub-999__broken"):
+    for words in ("optimizer.lr", "0.8 mm against 1.0 mm", "an oracle: its threshold is chosen", "1 scan could not"):
         assert words in text
     assert not re.search(r"\bnan\b|\binf\b", text, re.IGNORECASE)
 
@@ -394,8 +396,9 @@ def test_figures_of_patients_are_left_out_where_each_has_one_scan() -> None:
     assert len(figure_tables(small(rows[0], rows[1]._replace(n=4)))) == 2
 
 
-def test_page_asks_for_nothing_and_runs_nothing(demo_page: Path) -> None:
-    source = demo_page.read_text(encoding="utf-8")
+def test_page_asks_for_nothing_and_runs_nothing(demo: Demo, tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", demo[0], demo[1], calibration_scores=demo[2], show_patients=True)
+    source = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(source)
     used = {tag for tag, _ in page.elements}
     assert not used & {"script", "iframe", "object", "embed", "video", "audio", "form", "base"}
@@ -445,6 +448,10 @@ def test_patients_are_numbered_unless_asked_for(demo: Demo, demo_page: Path, tmp
     hidden = page_of(tmp_path, small(), cases)
     assert "Doe" not in hidden.text
     assert "Patients are numbered" in hidden.text
+    assert not [case.name for case in cases if case.name in hidden.text]
+    failed = page_of(tmp_path, small(failures=[{"case": "Doe", "error": "/x/Doe: broken."}]), cases)
+    assert "Doe" not in failed.text
+    assert "1 scan could not be used" in failed.text
     assert "patient 1" in " ".join(hidden.text.split())
     nameless = page_of(tmp_path, small(), [CaseResult("a", 1.0)])
     assert "patient" not in nameless.text[nameless.text.index("Cases") : nameless.text.index("Cohort and")]
@@ -473,7 +480,8 @@ def test_inference_without_labels_or_calibration(tmp_path: Path) -> None:
 
 def test_undecodable_names_are_spelt_out(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9\x00\x1b.nii")
-    page = page_of(tmp_path, small(failures=[{"case": name, "error": name}]), [CaseResult(name, 1.0)])
+    failures = [{"case": name, "error": name}]
+    page = page_of(tmp_path, small(failures=failures), [CaseResult(name, 1.0)], show_patients=True)
     assert page.text.count("caf\\udce9\\x00\\x1b.nii") >= 3
 
 

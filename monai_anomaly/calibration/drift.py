@@ -77,8 +77,7 @@ class CohortFacts(FittedBuffers):
         Args:
             patients: per patient the ``scan_facts`` of its scans.
         """
-        rows = [np.mean(patients[patient], axis=0) for patient in sorted(patients)]
-        self.fill(values=torch.from_numpy(np.array(rows).reshape(-1, len(FACTS))))
+        self.fill(values=torch.from_numpy(_means(patients, sorted(patients))))
 
 
 def drift_report(
@@ -124,7 +123,7 @@ def drift_report(
         raise ValueError("a drift is between calibration patients and new ones: one side is empty")
     patients = sorted(scores)
     compared = patients if normals is None else sorted(normals)
-    new_facts = np.array([np.mean(facts[patient], axis=0) for patient in patients], dtype=np.float32)
+    new_facts = _means(facts, patients)
     tests = 1 + (len(FACTS) if calibration_facts.numel() else 0)
 
     def compare(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
@@ -165,6 +164,13 @@ def drift_report(
         "facts": of_facts if of_facts else None,
         "facts_reason": None if of_facts else "the detector was calibrated by a version that kept none",
     }
+
+
+def _means(facts: Mapping[str, Sequence[np.ndarray]], patients: Sequence[str]) -> np.ndarray:
+    """Shape (n, 9), float32: each patient's mean over its scans, cut to what float32 and JSON can hold."""
+    means = np.array([np.mean(facts[patient], axis=0) for patient in patients], dtype=np.float64)
+    largest = np.finfo(np.float32).max
+    return means.reshape(-1, len(FACTS)).clip(-largest, largest).astype(np.float32)
 
 
 def _statement(drifted: Sequence[str], unlabelled: bool) -> str:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_anomaly.exceptions import InputError
+from monai_anomaly.exceptions import InputError, is_plain
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.dicom import is_dicom_file, is_dicom_folder
 from monai_anomaly.io.load import DICOM_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
 from monai_anomaly.io.tables import write_json
+from monai_anomaly.io.untrusted import refuse_damage
 
 if TYPE_CHECKING:
     pass
@@ -49,6 +50,10 @@ _BIDS_OTHER_SUFFIXES = frozenset(
     {"roi", "label", "bold", "cbv", "phase", "sbref", "dwi", "epi", "asl", "m0scan", "fieldmap", "photo"}
     | {"phasediff", "phase1", "phase2", "magnitude", "magnitude1", "magnitude2"}
 )
+# What an output folder holds beside the folders of the cases.
+_OUTPUTS = frozenset({"predictions.csv", "failures.csv", "lesions.csv", "metrics.csv", "metrics.json", "drift.json"})
+_OUTPUTS |= {"report.html", "models", "training"}
+_CASE_REMEDY = "A case must be fit for a file name, and none of the files that results are written to."
 # What a table of patients cannot change of an item.
 _OWN_KEYS = ("image", "patient", "label", "mask", "case")
 
@@ -302,13 +307,12 @@ def _find_scans(folder: Path) -> list[Path]:
 def _holds_image(folder: Path) -> bool:
     """Whether a folder holds a DICOM image; the index of a disc, reports and other objects without pixels are none."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
     for file in filter(is_dicom_file, sorted(folder.iterdir())):
         try:
             if dcmread(file, stop_before_pixels=True, specific_tags=["Rows"]).get("Rows"):
                 return True
-        except (InvalidDicomError, OSError, EOFError):
+        except Exception:
             return True  # reading it as a scan says what is wrong
     return False
 
@@ -388,13 +392,12 @@ def _stem(path: Path) -> str:
 
 def _read_datalist(path: Path) -> Sides:
     """The sections of a datalist, with absolute paths that exist."""
-    try:
-        datalist = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        problem = f"is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise InputError(path, problem, "Correct that line.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"cannot be read ({error})", "Save it again as UTF-8 text.") from error
+    with refuse_damage(path, remedy="Save it again as UTF-8 text."):
+        try:
+            datalist = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            problem = f"is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+            raise InputError(path, problem, "Correct that line.") from error
     if not isinstance(datalist, dict):
         raise InputError(path, "is no datalist: the outermost value is no object", f"Give it the sections {SIDES}.")
     sides = _sides()
@@ -426,8 +429,8 @@ def _read_item(path: Path, where: str, entry: Any, side: str) -> Item:
     if mask is not None and not isinstance(mask, str):
         raise InputError(path, f"{where} has a mask that is no path", "Give one path, or leave the mask out.")
     case = entry.get("case")
-    if case is not None and (not isinstance(case, str) or case != Path(case).name or "\\" in case):
-        raise InputError(path, f"{where} has case {case!r}", "A case must be fit for a file name.")
+    if case is not None and not _is_case(case):
+        raise InputError(path, f"{where} has case {case!r}", _CASE_REMEDY)
     absolute = [os.path.abspath(path.parent / image) for image in (images if several else [images])]
     item = dict(entry)
     item["image"] = absolute if several else absolute[0]
@@ -458,7 +461,7 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
         relative = first.relative_to(root) if inside else first
         short = relative if inside else first.relative_to(common)
         if item.get("case") is None:
-            item["case"] = "__".join((*short.parts[:-1], _stem(short)))
+            item["case"] = _case_of("__".join((*short.parts[:-1], _stem(short))))
         row = {} if table is None else table.get(relative.as_posix(), {})
         for key, value in row.items():
             if key not in _OWN_KEYS:
@@ -483,6 +486,21 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
             "them in patients.csv (columns image, patient) or by patient_regex where patients have several scans.",
             stacklevel=3,
         )
+
+
+def _is_case(case: Any) -> bool:
+    """Whether a folder of results can have this name, beside the other outputs and in a table."""
+    if not isinstance(case, str) or case != Path(case).name or case.startswith("."):
+        return False
+    return case.lower() not in _OUTPUTS and "\\" not in case and all(map(is_plain, case)) and bool(case)
+
+
+def _case_of(name: str) -> str:
+    """A case made of a path: what is no text is spelt as in URLs, and a name that is not free gets ``scan_``."""
+    case = "".join(
+        c if is_plain(c) and c not in "/\\" else "".join(f"%{byte:02X}" for byte in os.fsencode(c)) for c in name
+    )
+    return case if _is_case(case) else f"scan_{case}"
 
 
 def _read_patients(path: Path) -> dict[str, dict[str, str]] | None:
@@ -551,6 +569,8 @@ def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
     patients: dict[str, str] = {}
     for side, item in [(name, item) for name in SIDES for item in sides[name]]:
         case, patient, first = item["case"], item["patient"], _files(item)[0]
+        if not _is_case(case):
+            raise InputError(source, f"{first} has case {case!r}", _CASE_REMEDY)
         if case in cases:
             problem = f"{_files(cases[case])[0]} and {first} have the same case {case!r}"
             raise InputError(source, problem, "Rename one of them.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import file_digest, sha256
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import is_dicom_file
-from monai_anomaly.io.image_files import upright
+from monai_anomaly.io.image_files import open_picture, upright
 from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+from monai_anomaly.io.untrusted import check_readable, refuse_damage
 
 __all__ = ["content_hash", "shown_digest"]
 
@@ -40,11 +39,12 @@ def content_hash(image: str | Sequence[str]) -> str:
     paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
     digests = []
     for path in paths:
-        if path.is_dir():
-            parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
-            digests.append(sha256("".join(parts).encode()).hexdigest())
-        else:
-            digests.append(_file_hash(path))
+        with refuse_damage(path):
+            if path.is_dir():
+                parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
+                digests.append(sha256("".join(parts).encode()).hexdigest())
+            else:
+                digests.append(_file_hash(path))
     return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
@@ -58,26 +58,23 @@ def shown_digest(path: Path, most: int = -1) -> str:
     Raises:
         InputError: where the file cannot be read or is damaged.
     """
-    try:
+    with refuse_damage(path):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error})", "Copy or export the file again.") from error
     return _digest_of(path.absolute(), tuple(stats), most)
 
 
 @lru_cache(maxsize=1 << 16)
 def _digest_of(path: Path, stats: tuple[tuple[int, int], ...], most: int) -> str:
     """``shown_digest``, once for each state of a file: the check for known scans, tables and report all ask for it."""
-    try:
+    suffix = scan_suffix(path).lower()
+    check_readable(path)
+    with refuse_damage(path):
         if path.is_dir():
             files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))
             return sha256("".join(sorted(_file_hash(file) for file in files)).encode()).hexdigest()
-        suffix = scan_suffix(path).lower()
         if suffix in PICTURE_SUFFIXES:
-            from PIL import Image
-
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 pixels = upright(np.asarray(picture), picture)
             return sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
         if suffix in NIFTI_SUFFIXES:
@@ -90,15 +87,10 @@ def _digest_of(path: Path, stats: tuple[tuple[int, int], ...], most: int) -> str
                     if most >= 0 and (most := most - len(block)) <= 0:
                         break
             return digest.hexdigest()
-    # Pillow answers some broken PNG chunks with SyntaxError.
-    except (OSError, EOFError, SyntaxError, ValueError, zlib.error) as error:
-        raise InputError(path, f"cannot be read ({error})", "Copy or export the file again.") from error
-    return _file_hash(path)
+        return _file_hash(path)
 
 
 def _file_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "Check the file.") from error
+    check_readable(path)
+    with refuse_damage(path), path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

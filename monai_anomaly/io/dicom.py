@@ -17,6 +17,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, ensure_tuple
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -30,6 +31,8 @@ _OTHER_SUFFIXES = frozenset(
 )
 # Suffixes that DICOM files alone carry: such a file that is none is a damaged slice.
 _DICOM_SUFFIXES = (".dcm", ".ima")
+# Elements that hold pixels: integers, floats and doubles.
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # What tells images at one place apart, in the order by which volumes are numbered.
 _DIFFERENCES = (
     "AcquisitionNumber",
@@ -61,6 +64,7 @@ _HEADER = (
     "Rows",
     "Columns",
     "SamplesPerPixel",
+    "BitsAllocated",
     "NumberOfFrames",
     "PhotometricInterpretation",
     "PixelSpacing",
@@ -103,6 +107,9 @@ _SAME_MM = 1e-2
 # Direction cosines of one series differ by rounding only.
 _COSINE = 1e-3
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Bytes of pixels that any compressed file may hold, since JPEG's codes of an even image have no bound; a frame has at
+# least the head of a fragment.
+_COMPRESSED_BYTES, _FRAGMENT_BYTES = 1 << 26, 8
 # Kinds of images whose values are measurements: their polarity on a display says nothing of them.
 _MEASURED = ("CT", "PT", "NM")
 
@@ -238,17 +245,14 @@ class DICOMSeriesReader(ImageReader):
         if len(names) != 1:
             raise InputError("DICOM", f"{len(names)} paths were given", "Read one series at a time.")
         self._where = Path(names[0])
-        try:
+        # pydicom converts values where they are used, and raises what the conversion does
+        with refuse_damage(self._where, "a value of the header cannot be read", "Export the series again."):
             headers = _read_headers(self._where)
             _check_one_series(self._where, headers)
+            for file, header in headers:
+                _check_stated_size(self._where, file, header)
             slices = [part for file, header in headers for part in _slices(self._where, file, header)]
             return _select_stack(self._where, slices, self.time_point)
-        except InputError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
-            # pydicom converts values where they are used, and raises what the conversion does
-            problem = f"a value of the header cannot be read ({_one_line(error)})"
-            raise InputError(self._where, problem, "Export the series again.") from error
 
     def get_data(self, img: list[_Slice]) -> tuple[np.ndarray, dict]:
         """Array and header of what :meth:`read` returned.
@@ -261,11 +265,11 @@ class DICOMSeriesReader(ImageReader):
             voxel indices to RAS millimetres.
 
         Raises:
-            InputError: where the pixel data cannot be decoded.
+            InputError: where the pixel data cannot be decoded, or are more or less than the header states.
         """
-        planes = list(self._planes(img))
-        array = np.stack([plane.swapaxes(0, 1) for plane in planes], axis=2)
-        affine = _affine(self._where, img)
+        with refuse_damage(self._where, "the pixel data cannot be read", "Export the series again."):
+            array = np.stack([plane.swapaxes(0, 1) for plane in self._planes(img)], axis=2)
+            affine = _affine(self._where, img)
         meta = {
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
@@ -278,31 +282,83 @@ class DICOMSeriesReader(ImageReader):
         """The pixels of each slice, (rows, columns) or (rows, columns, 3), scaled."""
         import pydicom
         from pydicom.pixels import pixel_array
+        from pydicom.uid import RLELossless
 
         opened: tuple[Path, Any] | None = None
         for part in slices:
             if opened is None or opened[0] != part.file:
                 opened = part.file, pydicom.dcmread(part.file)
+                _check_pixel_bytes(self._where, opened[1])
             dataset = opened[1]
             syntax = dataset.file_meta.get("TransferSyntaxUID")
             try:
                 frame = part.frame if _number_of_frames(self._where, dataset) > 1 else None
                 pixels = pixel_array(dataset, index=frame)
+                if syntax == RLELossless:
+                    _check_runs(self._where, dataset, part.frame)
+            except InputError:
+                raise
             except Exception as error:
                 # decoders raise a dozen types for damaged data
                 if syntax is not None and syntax.is_compressed and not _can_decode(syntax):
                     problem = f"the pixel data ({syntax.name}) cannot be decoded"
                     remedy = 'Install the decoders: pip install "monai-anomaly[dicom]".'
                     raise InputError(self._where, problem, remedy) from error
-                problem = f"the pixel data cannot be read ({_one_line(error)})"
-                raise InputError(self._where, problem, "Export the series again.") from error
+                raise
             if part.tile is not None:
                 pixels = _tile(pixels, *part.tile)
             yield _scaled(self._where, pixels, dataset, part)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _check_stated_size(where: Path, file: Path, header: Dataset) -> None:
+    """Check that a file can hold the pixels that its header states, before a frame of them is made."""
+    size, frames = check_readable(file), _number_of_frames(where, header)
+    bits = frames * header.Rows * header.Columns * int(header.get("SamplesPerPixel") or 1)
+    stated = bits * int(header.get("BitsAllocated") or 8) // 8
+    if header.get("PhotometricInterpretation") == "YBR_FULL_422":
+        stated = stated // 3 * 2
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_compressed:
+        check_holds(where, frames * _FRAGMENT_BYTES, size)
+        check_holds(where, stated, max(DEFLATE_RATIO * size, _COMPRESSED_BYTES))
+    else:
+        check_holds(where, stated, size * (DEFLATE_RATIO if syntax is not None and syntax.is_deflated else 1))
+
+
+def _check_pixel_bytes(where: Path, dataset: Dataset) -> None:
+    """Check that pixel data are what the header states: of more or less, rows would be sheared or slices lost."""
+    from pydicom.encaps import parse_basic_offsets
+    from pydicom.pixels.utils import get_expected_length
+
+    pixels = next((dataset[key].value for key in _PIXEL_DATA if dataset.get(key) is not None), None)
+    if pixels is None:
+        raise InputError(where, "holds no pixel data", "Export the series again.")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_compressed:
+        held, stated, what = len(parse_basic_offsets(pixels)), _number_of_frames(where, dataset), "frames"
+        differ = held > stated  # a table of their places may be left out
+    else:
+        held, stated, what = len(pixels), get_expected_length(dataset), "bytes"
+        # less than a row or a column too many is padding
+        line = min(dataset.Rows, dataset.Columns) * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+        differ = not stated <= held < stated + max(line, 2)
+    if differ:
+        problem = f"the header states {stated} {what} of pixel data, the file holds {held}"
+        raise InputError(where, problem, "Export the series again.")
+
+
+def _check_runs(where: Path, dataset: Dataset, frame: int) -> None:
+    """Check that a frame of run lengths is no larger than the header states; pydicom cuts it to size."""
+    from pydicom.pixels import get_decoder
+
+    # as one row that is longer by the least that a wrong number of rows or columns makes: it must be too long
+    pixels = dataset.Rows * dataset.Columns + min(dataset.Rows, dataset.Columns)
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    try:
+        decoder.as_array(dataset, index=frame, raw=True, validate=False, rows=1, columns=pixels)
+    except RuntimeError:
+        return
+    raise InputError(where, "a frame holds more pixels than the header states", "Export the series again.")
 
 
 def _scaled(where: Path, pixels: np.ndarray, dataset: Dataset, part: _Slice) -> np.ndarray:
@@ -379,8 +435,8 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
     """Reject several series, segmentations, copies, and images of different size or kind."""
     series = Counter(str(header.get("SeriesInstanceUID", "no UID")) for _, header in headers)
     if len(series) > 1:
-        names = {str(h.get("SeriesInstanceUID", "no UID")): h.get("SeriesDescription") or "unnamed" for _, h in headers}
-        listed = ", ".join(f"{names[uid]} [{uid}]: {count} images" for uid, count in series.items())
+        # not by their descriptions, which may name the patient
+        listed = ", ".join(f"{uid}: {count} images" for uid, count in series.items())
         raise InputError(where, f"holds {len(series)} series ({listed})", "Put each series into a folder of its own.")
     if any("SegmentSequence" in header for _, header in headers):
         raise InputError(where, "holds a segmentation, not a scan", "Name the scan it was drawn on.")
@@ -412,11 +468,13 @@ def _content(file: Path) -> str:
 
 
 def _number_of_frames(where: Path, header: Dataset) -> int:
+    remedy = "Correct the header, or export it again."
     stated = header.get("NumberOfFrames")
-    try:
-        return int(stated or 1)
-    except (ValueError, TypeError) as error:
-        raise InputError(where, f"NumberOfFrames is {stated!r}", "Correct the header, or export it again.") from error
+    with refuse_damage(where, f"NumberOfFrames is {stated!r}", remedy):
+        frames = int(stated or 1)
+    if frames < 1:
+        raise InputError(where, f"NumberOfFrames is {frames}", remedy)
+    return frames
 
 
 def _attribute(header: Dataset, frame: int, key: str) -> Any:

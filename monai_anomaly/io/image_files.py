@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["list_pictures", "natural_key", "picture_reader", "picture_size", "read_mask", "read_picture", "upright"]
+__all__ = [
+    "check_pixels",
+    "check_tiff",
+    "list_pictures",
+    "natural_key",
+    "open_picture",
+    "picture_reader",
+    "picture_size",
+    "read_mask",
+    "read_picture",
+    "upright",
+]
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff"})
 # Whose compression blurs.
 _LOSSY = frozenset({".jpeg", ".jpg"})
 # How Pillow's modes are read: palettes and alpha are not intensities.
 _CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+# What Pillow may decode. It goes by a file's first bytes, not by its name, and has decoders that start other programs.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM")
+# TIFF compressions that hold a bounded number of bytes in one: none, LZW (4,096 in 12 bits), deflate, PackBits.
+_TIFF_RATIOS = {1: 1, 5: 2731, 8: DEFLATE_RATIO, 32946: DEFLATE_RATIO, 32773: 64}
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -45,6 +62,65 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image]:
+    """Open an image of a known format that its file can hold; its pixels are decoded within the block.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        Pillow's image.
+
+    Raises:
+        InputError: if the file is missing, of another format, larger than its file can hold or than Pillow's limit
+            (``PIL.Image.MAX_IMAGE_PIXELS``, twice), or what is done in the block finds it broken.
+    """
+    from PIL import Image
+
+    size = check_readable(path)
+    with refuse_damage(path, "cannot be read as an image"):
+        with Image.open(path, formats=_FORMATS) as picture:
+            if picture.format == "PNG":  # of one bit a pixel at the least
+                check_holds(path, picture.width * picture.height // 8, DEFLATE_RATIO * size)
+            elif picture.format == "TIFF":
+                check_tiff(path)
+            yield picture
+
+
+def check_pixels(path: Path, pixels: int) -> None:
+    """Apply Pillow's limit on pixels to an image that another library decodes.
+
+    Raises:
+        InputError: if there are more.
+    """
+    from PIL import Image
+
+    most = 2 * (Image.MAX_IMAGE_PIXELS or pixels)
+    if pixels > most:
+        raise InputError(path, f"has {pixels} pixels, more than the limit of {most}", "Save it smaller.")
+
+
+def check_tiff(path: Path) -> None:
+    """Check that a TIFF file can hold the pixels that its first page states, and that they are not too many.
+
+    Raises:
+        InputError: if it cannot, or its directory is broken.
+    """
+    import tifffile
+
+    with refuse_damage(path, "cannot be read as an image"), tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        pixels = page.imagewidth * page.imagelength
+        if not pixels:
+            raise ValueError("it has no pixel")
+        check_pixels(path, pixels)
+        ratio = _TIFF_RATIOS.get(int(page.compression))
+        if ratio is not None:
+            stated = pixels * page.bitspersample * page.samplesperpixel // 8
+            check_holds(path, stated, ratio * check_readable(path))
+
+
 def read_picture(path: Path, colour: bool = False) -> np.ndarray:
     """One image.
 
@@ -58,15 +134,9 @@ def read_picture(path: Path, colour: bool = False) -> np.ndarray:
     Raises:
         InputError: if it is missing, broken, or holds other numbers.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            mode = "RGB" if colour else _CONVERSIONS.get(picture.mode, picture.mode)
-            array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-    # Pillow answers some broken PNG chunks with SyntaxError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
+    with open_picture(path) as picture:
+        mode = "RGB" if colour else _CONVERSIONS.get(picture.mode, picture.mode)
+        array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
     if array.dtype == np.int32 and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
         array = array.astype(np.uint16)
     if array.dtype not in (np.uint8, np.uint16):
@@ -85,13 +155,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: if it is missing or broken.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError) as error:
-        raise InputError(path, f"cannot be read as an image ({error})", "Copy or fetch the file again.") from error
+    with open_picture(path) as picture:
+        return picture.height, picture.width
 
 
 def read_mask(path: Path, picture: Path | None = None) -> np.ndarray:

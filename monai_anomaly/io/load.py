@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
-from monai_anomaly.io.image_files import upright
+from monai_anomaly.io.image_files import check_pixels, check_tiff, open_picture, upright
+from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,8 +50,16 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 _BLOCK = 1 << 20
 # Millimetres in a NIfTI file's unit of length, the lowest three bits of xyzt_units: metre, micrometre.
 _UNIT_MM = {1: 1e3, 3: 1e-3}
-# What nibabel raises for numbers of a header that cannot be.
-_BAD_VALUES = (OverflowError, ValueError, TypeError, AttributeError, MemoryError)
+# Sides of a voxel and places of one, in mm, beyond which a header is wrong: from a nanometre to ten metres and a
+# kilometre. Float32 holds every number that is made of them.
+_LEAST_SIDE_MM, _MOST_SIDE_MM, _FARTHEST_MM = 1e-6, 1e4, 1e6
+# Intensities beyond which float32 cannot hold their squares.
+_MOST_INTENSITY = 1e18
+# Fields of a MetaImage header that hold numbers: to which power of its dimensions.
+_META_NUMBERS = dict.fromkeys(("offset", "position", "origin", "centerofrotation", "dimsize"), 1)
+_META_NUMBERS |= dict.fromkeys(("elementspacing", "elementsize"), 1)
+_META_NUMBERS |= dict.fromkeys(("transformmatrix", "rotation", "orientation"), 2)
+_META_NUMBERS |= dict.fromkeys(("headersize", "compresseddatasize", "elementnumberofchannels"), 0)
 # Channels of one scan must lie on the same grid to this distance.
 _SAME_GRID_MM = 1e-3
 # Pillow modes that are converted because their numbers are no intensities (palette), or carry alpha or ink.
@@ -121,11 +131,13 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
 
     Raises:
         InputError: where the path is missing, cannot be read, is of no supported format, is empty, holds several
-            volumes and no ``time_point`` is given, or has an affine that maps no voxel to a place.
+            volumes and no ``time_point`` is given, states more voxels than it can hold, or has an affine that maps no
+            voxel to a place.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(path, "no such file or folder", "Check the path.")
+    check_readable(path)
     suffix = scan_suffix(path).lower()
     if path.is_dir():
         if not is_dicom_folder(path):
@@ -163,22 +175,21 @@ def _check_affine(path: Path, affine: np.ndarray) -> None:
     # The determinant of the unit axes is the volume of the cell they span, whatever the voxel size.
     if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
         raise InputError(path, "the affine is singular: voxel axes are missing or parallel", remedy)
+    if spacing.min() < _LEAST_SIDE_MM or spacing.max() > _MOST_SIDE_MM or np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
+        sides = " x ".join(f"{side:.3g}" for side in spacing)
+        place = ", ".join(f"{value:.3g}" for value in affine[:3, 3])
+        raise InputError(path, f"the affine states voxels of {sides} mm at ({place}) mm", remedy)
 
 
 def _read_nifti(path: Path, time_point: int | None) -> Voxels:
-    import zlib
-
     import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-    from nibabel.wrapstruct import WrapStructError
 
-    try:
+    with refuse_damage(path, "cannot be read as NIfTI"):
         image: Any = nib.load(path)
         if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
             raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
         if any(size < 0 for size in image.shape):
-            raise HeaderDataError(f"shape {image.shape}")
+            raise ValueError(f"shape {image.shape}")
         affine = np.array(image.affine, dtype=np.float64)
         if isinstance(image, nib.Nifti1Pair):
             affine[:3] *= _UNIT_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
@@ -194,42 +205,21 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
         chosen = choose_volume(path, time_point, shape[3] if len(shape) > 3 else 1)
         # Only the chosen volume is kept and scaled.
         part = (slice(None),) * 3 + (slice(chosen, chosen + 1),) if len(shape) > 3 else ()
-        array = _stored_voxels(path, image.dataobj, part)
-    except InputError:
-        raise
-    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error, *_BAD_VALUES) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(path, f"cannot be read as NIfTI ({reason})", "Copy or export the file again.") from error
+        array = _stored_voxels(Path(image.file_map["image"].filename), image.dataobj, part)
     array = array.reshape((*shape, 1)[:3])[None]
     if isinstance(image, nib.MGHImage):
         return Voxels(array, affine, "volume", "mgh")
     return Voxels(array, affine, "volume", "nifti", nifti_header(image))
 
 
-def _read_itk(path: Path) -> Voxels:
-    """An NRRD or MetaImage volume with the place that its header states."""
-    try:
-        array, meta = ITKReader().get_data(ITKReader().read(path))
-    except Exception as error:
-        # ITK and its wrapping raise a dozen types, some with a page of text
-        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
-        raise InputError(path, f"cannot be read ({reason})", "Copy or export the file again.") from error
-    if array.ndim not in (2, 3):
-        problem = f"has several values a voxel or several volumes (shape {array.shape})"
-        raise InputError(path, problem, "Save one volume of one intensity per voxel.")
-    affine = np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64)
-    if affine.shape != (4, 4):  # a 2-D image in the plane
-        full = np.eye(4)
-        full[:2, :2], full[:2, 3] = affine[:2, :2], affine[:2, -1]
-        affine = full
-    return Voxels(array.reshape((*array.shape, 1)[:3])[None], affine, "volume", "itk")
-
-
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
-    """A part of a NIfTI file's voxels, scaled. gzip's checksums, which follow the voxels, are checked on the way."""
+    """A part of a NIfTI or MGH file's voxels, scaled. gzip's checksums, which follow them, are checked on the way."""
     from nibabel.arrayproxy import ArrayProxy
 
-    if not path.name.lower().endswith(".gz"):
+    packed = path.name.lower().endswith((".gz", ".mgz"))
+    stated = proxy.offset + math.prod(int(size) for size in proxy.shape) * proxy.dtype.itemsize
+    check_holds(path, stated, check_readable(path) * (DEFLATE_RATIO if packed else 1))
+    if not packed:
         return np.asarray(proxy[part])
     with gzip.open(path) as stream:
         layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
@@ -237,6 +227,93 @@ def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarra
         while stream.read(_BLOCK):
             pass
     return array
+
+
+def _read_itk(path: Path) -> Voxels:
+    """An NRRD or MetaImage volume with the place that its header states."""
+    with refuse_damage(path):
+        reader = _check_itk_voxels(path)
+        array, meta = ITKReader().get_data(ITKReader(imageio=reader).read(path))
+        affine = np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64)
+    if array.ndim not in (2, 3):
+        problem = f"has several values a voxel or several volumes (shape {array.shape})"
+        raise InputError(path, problem, "Save one volume of one intensity per voxel.")
+    if affine.shape != (4, 4):  # a 2-D image in the plane
+        full = np.eye(4)
+        full[:2, :2], full[:2, 3] = affine[:2, :2], affine[:2, -1]
+        affine = full
+    return Voxels(array.reshape((*array.shape, 1)[:3])[None], affine, "volume", "itk")
+
+
+def _check_itk_voxels(path: Path) -> Any:
+    """Check that the voxels of an NRRD or MetaImage file are all there and whole; ITK's reader, its header read.
+
+    ITK takes memory for what the header states, goes on with what it has where voxels end early or do not unpack, and
+    ends the process at numbers of a MetaImage header that cannot be.
+    """
+    import itk
+
+    fields, start = _itk_header(path)
+    nrrd = scan_suffix(path).lower() in (".nrrd", ".nhdr")
+    if not nrrd:
+        _check_meta_fields(path, fields)
+    reader = _itk_information(path, itk.NrrdImageIO if nrrd else itk.MetaImageIO)
+    stated = int(reader.GetImageSizeInBytes())
+    detached = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    data = path
+    if detached.upper() != "LOCAL":
+        data, start = path.parent / detached, max(0, int(fields.get("headersize") or fields.get("byte skip") or 0))
+        if not data.is_file():
+            raise InputError(path, f"its voxels are not in one file beside it ({detached})", "Save it as one file.")
+    size = check_readable(data) - start
+    encoding = fields.get("encoding", "").lower()
+    if fields.get("compresseddata", "").lower() == "true" or encoding in ("gzip", "gz"):
+        check_holds(path, stated, DEFLATE_RATIO * size)
+        with data.open("rb") as file:
+            file.seek(start)
+            check_deflated(path, file, stated)
+    else:  # as text, a value of up to eight bytes is a digit and a space at the least
+        check_holds(path, stated, size * (4 if encoding in ("ascii", "text", "txt", "hex") else 1))
+    return reader
+
+
+def _check_meta_fields(path: Path, fields: Mapping[str, str]) -> None:
+    """Check that a MetaImage header has as many numbers in each place as its dimensions ask for."""
+    dimensions = fields.get("ndims", "")
+    if dimensions not in ("2", "3", "4"):
+        raise InputError(path, f"cannot be read (NDims is {dimensions[:20]!r})", "Copy or export the file again.")
+    count = int(dimensions)
+    for key, value in fields.items():
+        needed = _META_NUMBERS.get(key)
+        if needed is not None:
+            numbers = [float(number) for number in value.split()]
+            if len(numbers) != count**needed or not np.isfinite(numbers).all():
+                raise InputError(path, f"cannot be read ({key} is {value[:80]!r})", "Copy or export the file again.")
+
+
+def _itk_information(path: Path, kind: Any) -> Any:
+    """ITK's reader of a format, which has read a file's header."""
+    reader = kind.New()
+    if not reader.CanReadFile(str(path)):
+        raise InputError(path, "cannot be read as an image", "Copy or export the file again.")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
+def _itk_header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of an NRRD (``key: value``) or MetaImage (``key = value``) header, and where the voxels begin."""
+    nrrd = scan_suffix(path).lower() in (".nrrd", ".nhdr")
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        while line := file.readline(_BLOCK):
+            if nrrd and not line.strip():
+                break
+            key, _, value = line.decode("latin-1").partition(":" if nrrd else "=")
+            fields[key.strip().lower()] = value.strip()
+            if not nrrd and key.strip().lower() == "elementdatafile":
+                break
+        return fields, file.tell()
 
 
 def _read_dicom(path: Path, time_point: int | None) -> Voxels:
@@ -248,19 +325,12 @@ def _read_dicom(path: Path, time_point: int | None) -> Voxels:
 
 
 def _read_picture(path: Path) -> Voxels:
-    from PIL import Image
-    from PIL.Image import DecompressionBombError
-
-    try:
-        if _is_deep_colour(path):
+    if _is_deep_colour(path):
+        with refuse_damage(path, "cannot be read as an image"):
             array = _read_deep_colour(path)
-        else:
-            with Image.open(path) as picture:
-                array = upright(np.asarray(_without_alpha(picture)), picture)
-    # Pillow answers some broken PNG chunks with SyntaxError, ITK everything with RuntimeError.
-    except (OSError, SyntaxError, RuntimeError, DecompressionBombError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(path, f"cannot be read as an image ({reason})", "Copy or export the file again.") from error
+    else:
+        with open_picture(path) as picture:
+            array = upright(np.asarray(_without_alpha(picture)), picture)
     array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     return Voxels(array[..., None], np.eye(4), "image", "image")
 
@@ -279,43 +349,45 @@ def _is_deep_colour(path: Path) -> bool:
     from PIL import Image, UnidentifiedImageError
     from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-    with path.open("rb") as file:
+    with refuse_damage(path), path.open("rb") as file:
         header = file.read(26)
     if header.startswith(b"\x89PNG\r\n\x1a\n"):
         # Bytes 24 and 25 of the IHDR chunk: bit depth and colour type (0 is gray; W3C PNG specification, 11.2.1).
         return len(header) == 26 and header[24] == 16 and header[25] != 0
     if not header.startswith((b"II", b"MM")):
         return False
-    try:
-        with Image.open(path) as picture:
-            bits = picture.tag_v2.get(BITSPERSAMPLE, (1,)) if isinstance(picture, TiffImageFile) else (8,)
-            return len(bits) > 1 and max(bits) > 8
-    except UnidentifiedImageError:
-        return True  # colour of floats: Pillow has no such mode
+    with refuse_damage(path, "cannot be read as an image"):
+        try:
+            with Image.open(path, formats=["TIFF"]) as picture:
+                bits = picture.tag_v2.get(BITSPERSAMPLE, (1,)) if isinstance(picture, TiffImageFile) else (8,)
+                return len(bits) > 1 and max(bits) > 8
+        except UnidentifiedImageError:
+            return True  # colour of floats: Pillow has no such mode
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
     """(rows, columns, C) float32 of an image of several components at 16 bits or in floats."""
     import itk
-    from PIL import Image
 
-    io = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if io is None:
-        raise InputError(path, "not a readable image", "Copy or export the file again.")
-    io.SetFileName(str(path))
-    io.ReadImageInformation()
+    png = scan_suffix(path).lower() == ".png"
+    if not png:  # ITK takes memory for the rows of a TIFF file as it opens it
+        check_tiff(path)
+    io = _itk_information(path, itk.PNGImageIO if png else itk.TIFFImageIO)
     components, kind = io.GetNumberOfComponents(), io.GetComponentTypeAsString(io.GetComponentType())
     if io.GetNumberOfDimensions() > 2:
         raise InputError(path, "holds several pages", "Save one image per file.")
+    check_pixels(path, int(io.GetDimensions(0)) * int(io.GetDimensions(1)))
     # ITK announces 8 bits where it would have to cut deeper samples (colour planes stored apart).
     if components not in (1, 2, 3, 4) or kind in ("unsigned_char", "char"):
         remedy = "Save it as gray or RGB with interleaved samples."
         raise InputError(path, "this layout of colour samples cannot be read at its depth", remedy)
+    if png:
+        check_holds(path, int(io.GetImageSizeInBytes()), DEFLATE_RATIO * check_readable(path))
     pixel = itk.F if components == 1 else itk.Vector[itk.F, components]
-    reader = ITKReader(reverse_indexing=True, pixel_type=pixel)
+    reader = ITKReader(reverse_indexing=True, pixel_type=pixel, imageio=io)
     array, _ = reader.get_data(reader.read(path))
-    if scan_suffix(path).lower() == ".png":  # ITK heeds the tag of TIFF files alone
-        with Image.open(path) as picture:
+    if png:  # ITK heeds the tag of TIFF files alone
+        with open_picture(path) as picture:
             array = upright(array, picture)
     # Gray + alpha and colour + alpha lose the alpha.
     return array[..., : components - 1] if components in (2, 4) else array
@@ -386,7 +458,11 @@ def _as_finite_float(path: Path, array: np.ndarray) -> np.ndarray:
     if bad:
         problem = f"{bad} of {values.size} values are NaN or infinite"
         raise InputError(path, problem, "Replace them, for example by the background's value.")
-    if all(channel.min() == channel.max() for channel in values):
+    extremes = [(channel.min(), channel.max()) for channel in values]
+    if (largest := max(max(-low, high) for low, high in extremes)) > _MOST_INTENSITY:
+        problem = f"its values reach {largest:.3g}, beyond what intensities can be reckoned with"
+        raise InputError(path, problem, f"Scale them to below {_MOST_INTENSITY:g}.")
+    if all(low == high for low, high in extremes):
         raise InputError(path, f"every voxel has the same value ({values.flat[0]:g})", "Leave this scan out.")
     return values
 

@@ -6,19 +6,34 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from monai_anomaly.exceptions import is_plain
 from monai_anomaly.io.atomic import atomic_path
 
 __all__ = ["clean_text", "plain_values", "write_csv", "write_json"]
 
 
-def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, everything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+# First characters of a cell that make a spreadsheet take it for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _cell(value: Any) -> Any:
+    """A table's cell: NumPy's scalars as Python's; what is no number and looks like a formula behind an apostrophe."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, str):
+        return value
+    if value.startswith(_FORMULA):
+        with suppress(ValueError):
+            float(value)
+            return value
+        value = f"'{value}"
+    return clean_text(value)
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -27,7 +42,8 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
     Args:
         path: the file to write.
         rows: one mapping a line, each with exactly the keys ``columns``. None becomes an empty field; floats are
-            written with as many digits as give the same float back.
+            written with as many digits as give the same float back. Text that a spreadsheet would take for a formula
+            gets an apostrophe in front; control characters and undecodable bytes are spelt out.
         columns: the columns' names, in order.
 
     Raises:
@@ -41,7 +57,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         # the csv module itself writes None as an empty field and floats by repr()
-        writer.writerows([_plain(row[column]) for column in columns] for row in rows)
+        writer.writerows([_cell(row[column]) for column in columns] for row in rows)
 
 
 def _number(value: Any) -> Any:
@@ -65,7 +81,8 @@ def write_json(path: str | Path, obj: Any) -> None:
     """
     text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False, default=_number)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+        # JSON spells an undecodable byte of a file's name as Python does, and reads it back
+        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def plain_values(value: Any) -> Any:
@@ -83,5 +100,4 @@ def plain_values(value: Any) -> Any:
 
 def clean_text(text: Any) -> str:
     """Text that UTF-8 and HTML can hold: undecodable bytes of file names and control characters are spelt out."""
-    kept = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c in "\t\n" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in kept)
+    return "".join(c if c in "\t\n" or is_plain(c) else c.encode("unicode_escape").decode("ascii") for c in str(text))

@@ -84,7 +84,7 @@ class CaseResult:
     """One scan.
 
     Attributes:
-        name: the case's name, made of its file's name. It is always printed.
+        name: the case's name, made of its file's name. Printed only where asked for.
         score: its anomaly score, finite.
         label: 0 normal, 1 abnormal, None unknown.
         p_value: its conformal p-value, in (0, 1]; None without calibration.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,17 @@ def write_report(
     the settings, folded. The page asks for nothing outside itself, needs no script, and stays below 15 MB at the usual
     ``cases_per_list``: the lists are cut there, and images become smaller where many are large.
 
-    Patients are numbered in the order of the cases unless ``show_patients`` is set. Names of cases, which are made of
-    file names, settings, and the reasons of failures are always printed.
+    Unless ``show_patients`` is set, patients and scans are numbered in the order of the cases, which is that of
+    ``predictions.csv``, and failures are counted: names of cases and reasons of failures are made of names of files and
+    folders, which may name a patient.
 
     Args:
         path: the page to write.
         evaluation: what it shows.
         cases: the scans; their names are unique.
         calibration_scores: shape (n,), scores of calibration scans, for the histogram; may be empty.
-        show_patients: print ``patient`` of the cases as it is, which may identify someone.
+        show_patients: print ``patient`` and ``name`` of the cases and the failures as they are, which may identify
+            someone.
         cases_per_list: cases shown in each of the four lists, at least 1.
 
     Raises:
@@ -85,6 +88,9 @@ def write_report(
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     calibration = evaluation.settings["calibration"]
     failures = evaluation.settings["failures"]
+    if not show_patients:
+        digits = len(str(len(cases)))  # equal scores are in the order of the names
+        cases = [replace(case, name=f"scan {number:0{digits}d}") for number, case in enumerate(cases, start=1)]
     page = template.render(
         title=f"{evaluation.method}: {'evaluation' if len(evaluation.figures) else 'inference'}",
         version=evaluation.settings["method"]["version"],
@@ -100,7 +106,9 @@ def write_report(
         calibration=None if calibration is None else _calibration(calibration),
         drift=[] if calibration is None else calibration["drift"],
         alpha=None if calibration is None or calibration["alpha"] is None else rate(calibration["alpha"]),
-        failures=_plain_table(["case", "reason"], [[f["case"], f["error"]] for f in failures[:_MOST_FAILURES]]),
+        failures=_plain_table(["case", "reason"], [[f["case"], f["error"]] for f in failures[:_MOST_FAILURES]])
+        if show_patients
+        else None,
         num_failures=len(failures),
         most_failures=_MOST_FAILURES,
         settings=_settings(evaluation),
@@ -242,6 +250,7 @@ def _cases(
         "num_cases": len(cases),
         "cases_per_list": limit,
         "hide_patients": bool(patients) and not show_patients,
+        "hide_names": not show_patients,
         "any_mask": any(case.marked is not None for case in cases),
         "map_top": f"{top:.4g}",
         "map_threshold": None if threshold is None else f"{threshold:.4g}",

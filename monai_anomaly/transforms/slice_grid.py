@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ SLICE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 # A resampled scan may lose this share of its foreground at the window's border; more is rejected.
 _LARGEST_LOSS = 0.005
+
+# A scan may grow by this factor over itself and the window, or to this many voxels; what states larger ones is refused
+# before memory is taken.
+_LARGEST_GROWTH, _FREE_VOXELS = 8, 1 << 24
 
 # Slices that are resampled at once.
 _SLICES_AT_ONCE = 16
@@ -88,6 +93,7 @@ class SliceGrid(InvertibleTransform):
         else:
             pixel = np.linalg.norm(affine[:3, :2], axis=0)
             size = (max(1, round(rows * pixel[0] / self.spacing)), max(1, round(columns * pixel[1] / self.spacing)))
+        refuse_growth(img, stack.shape[1:], (*size, stack.shape[3]), (*self.window, stack.shape[3]), self.spacing)
         resized = _resize(stack, size)
         offset = tuple((w - n) // 2 if n <= w else -((n - w) // 2) for n, w in zip(size, self.window))
         windowed = _place(resized, offset, self.window)
@@ -150,6 +156,29 @@ class SliceGrid(InvertibleTransform):
                 f"fit the window of {self.window}",
                 "Choose a larger image_size or spacing.",
             )
+
+
+def refuse_growth(
+    img: MetaTensor, shape: Sequence[int], size: Sequence[int], window: Sequence[int], spacing: float | None
+) -> None:
+    """Refuse to resample a scan to a size that its own and the window's do not call for.
+
+    Args:
+        img: the scan, for the message.
+        shape: its voxels.
+        size: voxels that it is to be resampled to.
+        window: voxels that are kept of them.
+        spacing: in mm, that asks for it.
+
+    Raises:
+        InputError: if the size is far beyond both.
+    """
+    if math.prod(size) > max(_LARGEST_GROWTH * max(math.prod(shape), math.prod(window)), _FREE_VOXELS):
+        raise InputError(
+            img.meta.get("source", ["image"])[0],
+            f"at {spacing} mm its {tuple(shape)} voxels would become {tuple(size)}, of which {tuple(window)} are kept",
+            "Correct its voxel size, or choose a larger spacing.",
+        )
 
 
 def tissue_slices(stack: Tensor, level: Sequence[float], least: float = 0.1) -> Tensor:

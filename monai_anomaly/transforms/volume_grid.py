@@ -21,6 +21,7 @@ from .slice_grid import (
     _reorient,
     _reorientation,
     _reorientation_affine,
+    refuse_growth,
     resize_plane,
 )
 
@@ -74,6 +75,7 @@ class VolumeGrid(InvertibleTransform):
         spacing = float((extent / self.image_size).max()) if self.spacing is None else self.spacing
         size = tuple(max(1, round(float(side) / spacing)) for side in extent)
         offset = tuple((w - n) // 2 if n <= w else -((n - w) // 2) for n, w in zip(size, self.image_size))
+        refuse_growth(img, shape, size, self.image_size, self.spacing)
         resized = _resize(volume, size)
         windowed = _place(resized, offset, self.image_size)
         self._refuse_loss(img, resized, windowed)
