@@ -17,9 +17,10 @@ import pydicom
 import pytest
 import torch
 from bundle_runs import detect, write_nifti
+from dicom_series import complete
 from monai.transforms import Compose
 from pydicom.dataset import Dataset
-from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+from pydicom.uid import ComputedRadiographyImageStorage
 from test_dicom import PIXELS, STEP, enhanced, image, series, write
 from test_dicom_forms import mosaic
 from test_inference import BrightVoxels
@@ -54,23 +55,6 @@ pytest_plugins = ["bundle_fixtures"]
 SHA = "0123456789abcdef" * 4
 IDENTITY = DetectorIdentity("BrightVoxels", SHA, {"alpha": "0.05"})
 SEG_STORAGE, SC_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.7"
-
-
-def complete(slices: list[Dataset], **more: Any) -> list[Dataset]:
-    """What a PACS knows of a series beside its images."""
-    study, frame = generate_uid(), generate_uid()
-    for dataset in slices:
-        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = study, frame
-        dataset.SeriesInstanceUID = slices[0].SeriesInstanceUID
-        dataset.PatientName, dataset.PatientID = "Doe^Jane", "MRN-7"
-        dataset.PatientBirthDate, dataset.PatientSex = "19700102", "F"
-        dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20260102", "101112", "S1"
-        dataset.AccessionNumber, dataset.Modality, dataset.SeriesNumber = "A1", "MR", 7
-        dataset.PositionReferenceIndicator, dataset.Manufacturer = None, "Scanner Works"
-        dataset.InstitutionName, dataset.StationName, dataset.OperatorsName = "Hospital", "MR3", "Smith^John"
-        for name, value in more.items():
-            setattr(dataset, name, value)
-    return slices
 
 
 @pytest.fixture
