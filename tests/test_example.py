@@ -4,33 +4,60 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from bundle_runs import table, write_nifti
+from dicom_series import complete
+from test_dicom import series, write
 
 from monai_anomaly.data import ScanPreprocessing
-from monai_anomaly.engines import load_detector, save_detector
+from monai_anomaly.engines import predict, save_detector
 from monai_anomaly.networks import DenoisingAutoencoder
+
+
+def example(name: str) -> Any:
+    """The ``main`` of a script."""
+    return runpy.run_path(str(Path(__file__).parents[1] / "examples" / f"{name}.py"))["main"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")
-def test_train_and_score(tmp_path: Path) -> None:
-    cohort = tmp_path / "cohort"
-    for i in range(3):
-        write_nifti(cohort / "train" / "normal" / f"n{i}.nii.gz", i)
-    write_nifti(cohort / "test" / "normal" / "t.nii.gz", 7)
-    write_nifti(cohort / "test" / "abnormal" / "a.nii.gz", 8, cohort / "test" / "masks" / "a.nii.gz")
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_and_score.py"))
-    figures = script["main"]([str(cohort), str(tmp_path / "out"), "--epochs", "1", "--size", "32", "--alpha", "0.5"])
-    counts = [figures.value("ProxyAno", "image", name) for name in ("num_normal", "num_abnormal")]
-    assert counts == [1, 1]
-    assert 0 <= figures.value("ProxyAno", "pixel", "auroc") <= 1
-    assert len(table(tmp_path / "out" / "predictions.csv")) == 2
-    assert load_detector(tmp_path / "out" / "models").description["calibration_patients"] == 1
+def test_train_score_and_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(10):
+        write_nifti(tmp_path / "normals" / f"n{i}.nii.gz", i)
+    models = example("train")([str(tmp_path / "normals"), str(tmp_path / "out"), "--epochs", "1", "--size", "32"])
+    assert "calibrated on 2 patients, masks for alpha >= 0.333" in capsys.readouterr().out
+
+    for i in range(2):
+        write_nifti(tmp_path / "scans" / f"s{i}.nii.gz", 20 + i)
+    scores = example("score")([str(models), str(tmp_path / "scans"), str(tmp_path / "results"), "--alpha", "0.34"])
+    rows = table(scores)
+    assert [row["case"] for row in rows] == ["s0", "s1"]
+    for row in rows:
+        scan, found = (
+            nib.load(folder / f"{row['case']}{end}.nii.gz")
+            for folder, end in ((tmp_path / "scans", ""), (tmp_path / "results", "_map"))
+        )
+        assert found.shape == scan.shape
+        np.testing.assert_allclose(found.affine, scan.affine, atol=1e-5)
+        mask = nib.load(tmp_path / "results" / f"{row['case']}_mask.nii.gz").get_fdata()
+        assert int(row["flagged_voxels"]) == mask.sum()
+        assert float(row["anomaly_score"]) > 0
+
+    pytest.importorskip("highdicom", reason="highdicom is not installed")
+    folder = write(tmp_path / "series", complete(series(np.random.default_rng(0).integers(1, 999, (6, 20, 24)))))
+    path = example("dicom_to_seg")([str(models), str(folder), str(tmp_path / "seg.dcm"), "--alpha", "0.34"])
+    made = pydicom.dcmread(path)
+    assert (made.NumberOfFrames, made.Rows, made.Columns) == (6, 20, 24)
+    assert made.PatientID == "MRN-7"
+    expected = predict(models, folder, alpha=0.34)
+    assert expected.anomaly_mask is not None
+    assert made.pixel_array.sum() == int(expected.anomaly_mask.sum())
 
 
 def test_brain_volumes(tmp_path: Path) -> None:

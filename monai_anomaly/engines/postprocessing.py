@@ -278,6 +278,8 @@ class RunBaselinesd(Transform):
 class SaveCased(Transform):
     """Write the files of the scan into the folder of its case, whole or not at all (see ``write_case``).
 
+    Where earlier transforms have put functions into ``case_files``, each writes files of its own into that folder.
+
     Args:
         output_dir: gets a folder for each case.
         overview_slices: slices shown in ``overview.png``; 0 for no image.
@@ -302,7 +304,11 @@ class SaveCased(Transform):
                 folder, "exists and holds something else than a result", "Choose another output_dir for the results."
             )
 
-        def overview(case: Path) -> None:
+        def also(case: Path) -> None:
+            for write in data.get("case_files", ()):
+                write(case)
+            if not self.overview_slices:
+                return
             draw_overview(
                 case / "overview.png",
                 data["scan"],
@@ -323,6 +329,6 @@ class SaveCased(Transform):
             anomaly_mask=data.get("anomaly_mask"),
             mask_description=data.get("mask_settings", {}).get("description", ""),
             extra_maps=data.get("extra_maps"),
-            also=overview if self.overview_slices else None,
+            also=also,
         )
         return data
