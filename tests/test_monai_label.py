@@ -1,14 +1,15 @@
-"""The dictionary of MONAI's own evaluators and servers through ``postprocessing``, and MONAI Label's server itself."""
+"""The dictionary of MONAI's own evaluators and servers, MONAI Label among them, through ``postprocessing``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import torch
-from bundle_runs import CONFIGS, detect, refusal, write_dicom, write_nifti
+from bundle_runs import BUNDLE, CONFIGS, detect, refusal, write_dicom, write_nifti
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, PILWriter
 from monai.engines import SupervisedEvaluator
@@ -143,3 +144,25 @@ def test_in_an_evaluator_of_monai(trained: Path, tmp_path: Path) -> None:
         detect(trained, tmp_path / "out", scan, alpha=0.2, least_lesion_mm3=30)
         own = nib.load(tmp_path / "out" / case / "anomaly_mask.nii.gz")
         np.testing.assert_array_equal(found["pred"][0], np.asarray(own.dataobj))
+
+
+def test_training_on_a_servers_labelled_scans_is_refused(tmp_path: Path) -> None:
+    """The overrides that MONAI Label's training task passes on."""
+    labelled = [{"image": "scan.nii.gz", "label": "label.nii.gz"}]
+    line = refusal(
+        monai.bundle.run,
+        config_file=str(CONFIGS / "train.yaml"),
+        bundle_root=str(BUNDLE),
+        logging_file=False,
+        **{
+            "train#trainer#max_epochs": 50,
+            "train#dataset#data": labelled,
+            "validate#dataset#data": labelled,
+            "train#handlers": [],
+            "device": "cpu",
+        },
+    )
+    assert line == (
+        "training data: a list of labelled scans is no cohort: a detector trains on normal scans, split by patient. "
+        "Train by monai.bundle run with --dataset_dir, then package the result (docs/monai_label.md)."
+    )
