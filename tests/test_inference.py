@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import SHAPE, cohort_evaluator, figures_of, head, table, write_nifti
+from bundle_runs import EMPTY_SLICE, SHAPE, cohort_evaluator, figures_of, head, table, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, Invertd
 from torch import Tensor
 
@@ -497,3 +497,23 @@ def test_a_batch_and_invertd_give_the_map_on_the_scan_as_monai_users_expect(
     assert native.shape == (1, 30, 26, 12)
     with pytest.raises(ValueError, match="four dimensions"):
         StackInferer()(item["image"][0], network)
+
+
+@pytest.mark.parametrize("collated", [True, False])
+def test_a_batch_runs_the_slices_with_tissue_alone(tmp_path: Path, collated: bool) -> None:
+    scans = [GRID({"image": str(write_nifti(tmp_path / f"{seed}.nii.gz", seed))})["image"] for seed in (2, 4)]
+    # a value that tells where the detector looked
+    scans = [scan.clone() for scan in scans]
+    for scan in scans:
+        scan[..., EMPTY_SLICE] = scan.meta["foreground_level"][0]
+    inferer, network = StackInferer(preprocessing=GRID), BrightVoxels().eval()
+    if collated:
+        maps = inferer(list_data_collate([{"image": scan} for scan in scans])["image"], network)
+    else:
+        maps = torch.cat([inferer(scan[None], network) for scan in scans])
+    for one, scan in zip(maps, scans):
+        alone = inferer(scan, network, GRID.tissue(scan)).anomaly_map
+        assert torch.equal(torch.as_tensor(one), alone)
+        assert not alone[..., EMPTY_SLICE].any()
+    with pytest.raises(ValueError, match="MetaTensors"):
+        inferer(torch.rand(1, 1, *SHAPE), network)

@@ -34,13 +34,13 @@ class MaskCleanup:
             raise ValueError(f"least_lesion_mm3 is at least 0, got {least_lesion_mm3}")
         self.least_lesion_mm3, self.inside_foreground = float(least_lesion_mm3), bool(inside_foreground)
 
-    def __call__(self, mask: np.ndarray, scan: MetaTensor, foreground: np.ndarray) -> np.ndarray:
+    def __call__(self, mask: np.ndarray, scan: MetaTensor, foreground: np.ndarray | None = None) -> np.ndarray:
         """Clean.
 
         Args:
             mask: shape (X, Y, Z), bool.
-            scan: what it belongs to; its affine gives the voxels' size.
-            foreground: shape (X, Y, Z), bool.
+            scan: what it belongs to, or a result on its voxels; the affine gives the voxels' size.
+            foreground: shape (X, Y, Z), bool; needed for ``inside_foreground`` alone.
 
         Returns:
             The same shape, bool, a part of ``mask``.
@@ -48,6 +48,8 @@ class MaskCleanup:
         from monai.transforms import RemoveSmallObjects
 
         if self.inside_foreground:
+            if foreground is None:
+                raise ValueError("inside_foreground needs the foreground")
             mask = mask & foreground
         if self.least_lesion_mm3 > 0 and mask.any():
             voxel = abs(float(np.linalg.det(np.asarray(scan.affine, dtype=np.float64)[:3, :3])))

@@ -33,12 +33,21 @@ class StackInferer(Inferer):
             value, and a detector is calibrated without it.
         channels_last: the memory format of weights and slices, in two dimensions; None: on a CPU, where the detector
             says that it is faster. It changes maps in the last bits.
+        preprocessing: of the scans: tells of a batch which slices hold tissue, as ``tissue`` does of one scan. None:
+            all slices are run, and thresholds do not hold for those without tissue.
     """
 
-    def __init__(self, batch_size: int = 8, amp: bool = False, channels_last: bool | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int = 8,
+        amp: bool = False,
+        channels_last: bool | None = None,
+        preprocessing: ScanPreprocessing | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         self.batch_size, self.amp, self.channels_last = batch_size, amp, channels_last
+        self.preprocessing = preprocessing
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> Any:
@@ -59,8 +68,8 @@ class StackInferer(Inferer):
             ValueError: for another number of dimensions.
         """
         if inputs.ndim == 5:
-            maps = torch.stack([self(scan.cpu(), network, tissue).anomaly_map for scan in inputs]).to(inputs.device)
-            return MetaTensor(maps, meta=inputs.meta) if isinstance(inputs, MetaTensor) else maps
+            maps = torch.stack([self._map_of(scan.cpu(), network, tissue) for scan in inputs]).to(inputs.device)
+            return MetaTensor(maps).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else maps
         if inputs.ndim != 4:
             raise ValueError(
                 f"a stack has four dimensions, a batch of stacks five, got the shape {tuple(inputs.shape)}"
@@ -91,6 +100,14 @@ class StackInferer(Inferer):
                 restoration[..., index] = output.restoration.movedim(0, -1).float().cpu()
             scores.append(output.anomaly_score.float().cpu())
         return AnomalyOutput(anomaly_map, network.slice_statistics.volume_score(torch.cat(scores)), restoration)
+
+    def _map_of(self, scan: Tensor, network: AnomalyDetector, tissue: Tensor | None) -> Tensor:
+        """The map of one scan of a batch, (1, ...)."""
+        if tissue is None and self.preprocessing is not None:
+            if "foreground_level" not in getattr(scan, "meta", {}):
+                raise ValueError("a batch is of MetaTensors that the preprocessing made")
+            tissue = self.preprocessing.tissue(scan)
+        return self(scan, network, tissue).anomaly_map
 
     def _is_channels_last(self, network: AnomalyDetector, device: torch.device) -> bool:
         if self.channels_last is None:

@@ -2,6 +2,11 @@
 
 Each takes and returns a scan's dictionary (see ``CohortEvaluator``) and adds the keys that it names. They are listed in
 the order of use; leave out what is not wanted.
+
+MONAI's own evaluators and servers (MONAI Label, MONAI Deploy) have another dictionary: ``image``, what
+``ScanPreprocessing`` made of the scan, and ``pred``, the map that the inferer gave for it, shape (1, H, W, S) or
+(1, X, Y, Z). ``ToScanVoxelsd`` takes that too, and ``ToPredd`` puts the mask, or the map, back under ``pred``. Such a
+dictionary has no score, no restoration and not the scan itself.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Transform
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged, Transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from monai_anomaly.calibration import MaskCleanup, check_rate, least_normals
@@ -35,6 +42,7 @@ __all__ = [
     "PValued",
     "RunBaselinesd",
     "SaveCased",
+    "ToPredd",
     "ToScanVoxelsd",
 ]
 
@@ -70,7 +78,8 @@ class ToScanVoxelsd(Transform):
 
     ``anomaly_map`` becomes (X, Y, Z), float32, ``anomaly_map_grid`` keeps it as it was; ``restoration`` becomes
     (C, X, Y, Z) in the scan's unit: the scan, changed by what the detector changed, so that what the detector did not
-    see stays as it is. ``reconstructs`` is whether the detector gave one.
+    see stays as it is. ``reconstructs`` is whether the detector gave one. Of a dictionary with ``pred``, that becomes
+    (1, X, Y, Z), a MetaTensor with the scan's affine.
 
     Args:
         preprocessing: of the scans.
@@ -80,6 +89,8 @@ class ToScanVoxelsd(Transform):
         self.preprocessing = preprocessing
 
     def __call__(self, data: Scan) -> Scan:
+        if "pred" in data:
+            return self._of_pred(data)
         scan, stack, restored = data["scan"], data["stack"], data["restoration"]
         restoration = scan.as_tensor().numpy()
         if restored is not None:
@@ -91,6 +102,19 @@ class ToScanVoxelsd(Transform):
             "anomaly_map": self.preprocessing.to_scan(data["anomaly_map"], stack)[0].numpy(),
             "restoration": restoration,
             "reconstructs": restored is not None,
+        }
+
+    def _of_pred(self, data: Scan) -> Scan:
+        stack = data["image"].cpu()
+        on_grid = convert_to_tensor(data["pred"], dtype=torch.float32, device="cpu", track_meta=False)
+        native = MetaTensor(self.preprocessing.to_scan(on_grid, stack), affine=stack.meta["original_affine"])
+        return {
+            **data,
+            "stack": stack,
+            "tissue": self.preprocessing.tissue(stack),
+            "anomaly_map_grid": on_grid,
+            "anomaly_map": native.as_tensor()[0].numpy(),
+            "pred": native,
         }
 
 
@@ -142,7 +166,7 @@ class CalibratedMapd(Transform):
 
 
 class PValued(Transform):
-    """Add ``p_value``, the score's conformal p-value in (0, 1]; None without calibration.
+    """Add ``p_value``, the score's conformal p-value in (0, 1]; None without calibration or score.
 
     Args:
         network: the detector.
@@ -152,7 +176,8 @@ class PValued(Transform):
         self.network = network
 
     def __call__(self, data: Scan) -> Scan:
-        return {**data, "p_value": self.network.calibration.p_value(data["anomaly_score"])}
+        score = data.get("anomaly_score")
+        return {**data, "p_value": None if score is None else self.network.calibration.p_value(score)}
 
 
 class MaskAboveThresholdd(Transform):
@@ -220,24 +245,34 @@ def _why_no_mask(network: AnomalyDetector, alpha: float | None) -> str:
 class CleanMaskd(Transform):
     """Clean ``anomaly_mask`` (see ``MaskCleanup``) and say so in ``mask_settings``; add ``foreground`` (X, Y, Z), bool.
 
+    A dictionary without the scan gets no ``foreground``.
+
     Args:
         least_lesion_mm3: see ``MaskCleanup``; it keeps the rate.
         inside_foreground: see ``MaskCleanup``.
+
+    Raises:
+        InputError: if ``inside_foreground`` is asked for where the dictionary has no scan.
     """
 
     def __init__(self, least_lesion_mm3: float = 0.0, inside_foreground: bool = False) -> None:
         self.cleanup = MaskCleanup(least_lesion_mm3, inside_foreground)
 
     def __call__(self, data: Scan) -> Scan:
-        foreground = foreground_of(data["scan"])
-        data = {**data, "foreground": foreground}
+        cleanup, foreground = self.cleanup, None
+        if "scan" in data:
+            foreground = foreground_of(data["scan"])
+            data = {**data, "foreground": foreground}
+        elif cleanup.inside_foreground:
+            problem = "needs the scan's own voxels, and this server or evaluator keeps only what the detector sees"
+            raise InputError("inside_foreground", problem, "Set it to false.")
         if data["anomaly_mask"] is None:
             return data
-        cleanup, settings = self.cleanup, data["mask_settings"]
+        settings, on_voxels = data["mask_settings"], data["scan"] if "scan" in data else data["pred"]
         described = "; ".join(part for part in (settings["description"], cleanup.description) if part)
         return {
             **data,
-            "anomaly_mask": cleanup(data["anomaly_mask"], data["scan"], foreground),
+            "anomaly_mask": cleanup(data["anomaly_mask"], on_voxels, foreground),
             "mask_settings": {
                 **settings,
                 "least_lesion_mm3": cleanup.least_lesion_mm3,
@@ -245,6 +280,53 @@ class CleanMaskd(Transform):
                 # The header has room for 79 bytes.
                 "description": described[:79],
             },
+        }
+
+
+class ToPredd(Transform):
+    """Hand over the result as MONAI's evaluators and servers want it; a dictionary without ``pred`` stays as it is.
+
+    ``pred`` becomes a MetaTensor (1, X, Y, Z) with the scan's affine: the mask, uint8, or where ``alpha`` is None the
+    map. 2-D images are turned to the layout of MONAI's readers and writers, (1, columns, rows, 1), in which these
+    write them as they are seen. ``result``, which MONAI Label sends beside the label, gets ``alpha``, ``threshold``,
+    ``peak`` (the highest map value), ``peak_p_value`` (family-wise, None without calibration) and ``use``.
+
+    Args:
+        network: the detector.
+
+    Raises:
+        InputError: if a mask is asked for and the calibration has no threshold for it.
+    """
+
+    def __init__(self, network: AnomalyDetector) -> None:
+        self.network = network
+
+    def __call__(self, data: Scan) -> Scan:
+        if "pred" not in data:
+            return data
+        settings, mask = data["mask_settings"], data["anomaly_mask"]
+        if mask is None and settings["alpha"] is not None:
+            remedy = "Calibrate on more normal scans, or ask for the map itself: alpha null."
+            raise InputError(f"alpha {settings['alpha']:g}", settings["no_mask"], remedy)
+        scores, image, affine = data["anomaly_map"], data["image"], data["pred"].affine
+        found = torch.from_numpy(scores if mask is None else mask.astype(np.uint8))[None]
+        if image.meta.get("scan_kind") == "image":
+            found = found.transpose(1, 2).contiguous()
+            image = image.clone()
+            image.meta["spatial_shape"] = np.asarray(found.shape[1:])
+        peak = float(scores.max())
+        result = {
+            "alpha": settings["alpha"],
+            "threshold": settings["threshold"],
+            "peak": peak,
+            "peak_p_value": self.network.calibration.map_p_value(peak),
+            "use": "Research use only, not for diagnosis.",
+        }
+        return {
+            **data,
+            "image": image,
+            "pred": MetaTensor(found, affine=affine),
+            "result": {**data.get("result", {}), **result},
         }
 
 
@@ -275,10 +357,11 @@ class RunBaselinesd(Transform):
         return {**data, "baselines": found}
 
 
-class SaveCased(Transform):
+class SaveCased(SaveImaged):
     """Write the files of the scan into the folder of its case, whole or not at all (see ``write_case``).
 
     Where earlier transforms have put functions into ``case_files``, each writes files of its own into that folder.
+    It is a ``SaveImaged`` in kind, so that MONAI's servers, which hand results over themselves, leave it out.
 
     Args:
         output_dir: gets a folder for each case.
@@ -293,6 +376,8 @@ class SaveCased(Transform):
     def __init__(self, output_dir: str | Path, overview_slices: int = 4, slice_axis: str = "axial") -> None:
         if overview_slices < 0:
             raise ValueError(f"overview_slices is at least 0, got {overview_slices}")
+        # naming the writer spares the search among those that are installed
+        super().__init__("anomaly_map", writer="NibabelWriter")
         self.output_dir, self.overview_slices, self.slice_axis = Path(output_dir), overview_slices, slice_axis
         ensure_writable(self.output_dir)
 

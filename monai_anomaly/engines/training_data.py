@@ -15,8 +15,9 @@ from torch.utils.data.distributed import DistributedSampler
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.cohort import Cohort, check_cohort, load_cohort
 from monai_anomaly.data.slices import SliceDataset
+from monai_anomaly.exceptions import InputError
 
-__all__ = ["ImageBatches", "TrainingData"]
+__all__ = ["ImageBatches", "TrainingData", "cohort_slices"]
 
 
 class TrainingData:
@@ -140,6 +141,24 @@ class TrainingData:
             progress=self.progress,
             **options,
         )
+
+
+def cohort_slices(prepared: TrainingData, side: str, data: Any) -> SliceDataset:
+    """The slices of one side, as the model zoo's configs name them: ``train#dataset`` and ``validate#dataset``.
+
+    Args:
+        prepared: the data of the training.
+        side: ``"training"`` or ``"validation"``.
+        data: what they are made from, as the zoo's ``dataset#data``; only ``prepared``'s own will do.
+
+    Raises:
+        InputError: for other data. MONAI Label puts its labelled scans there, and a detector trains on normal ones.
+    """
+    if data != prepared.dataset_dir:
+        problem = "a list of labelled scans is no cohort: a detector trains on normal scans, split by patient"
+        remedy = "Train by monai.bundle run with --dataset_dir, then package the result (docs/monai_label.md)."
+        raise InputError(f"{side} data", problem, remedy)
+    return prepared.train_dataset if side == "training" else prepared.val_dataset
 
 
 class ImageBatches:
