@@ -13,6 +13,7 @@ import torch
 
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import load_detector, save_detector
+from monai_anomaly.engines.detector_files import network_as_trained
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import ProxyAno, make_detector
 
@@ -250,3 +251,25 @@ def test_a_detector_of_another_distribution_is_found_by_its_entry_point(
     again = load_detector(tmp_path / "models").network
     assert type(again).__name__ == "FromElsewhere"
     assert again.in_channels == 2
+
+
+def test_a_description_of_a_network_that_the_weights_cannot_be_of(folder: Path) -> None:
+    change(folder, lambda d: d["network"]["arguments"].update(channels=[200_000, 200_000]))
+    with pytest.raises(InputError, match=r"detector\.json: describes a network of \d{12,} bytes, where model\.pt has"):
+        load_detector(folder)
+    with pytest.raises(InputError, match="describes a network of"):
+        network_as_trained(folder, ProxyAno)
+
+
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ([], r"\$\.training: \[\] is not of type"),
+        ({"split": {"by": "patient"}}, r"\$\.training\.split: 'sides' is a required property"),
+        ({"stages": [{"optimizers": 3}]}, r"\$\.training\.stages\[0\]\.optimizers: 3 is not of type"),
+    ],
+)
+def test_a_description_of_another_form_names_the_key(folder: Path, training: Any, key: str) -> None:
+    change(folder, lambda d: d.update(training=training))
+    with pytest.raises(InputError, match=rf"detector\.json: not a detector's description \({key}"):
+        load_detector(folder)

@@ -348,18 +348,23 @@ def test_bad_files_do_not_end_the_reading_of_a_cohort(tmp_path: Path) -> None:
 def test_files_of_others_are_no_end(tmp_path: Path) -> None:
     """Files that may not be read; root may read all, so that the check runs as nobody."""
     path = compressed(tmp_path / "a.nii.gz")
+    folder = tmp_path / "series"
+    folder.mkdir()
     path.chmod(0)
+    folder.chmod(0)
     as_root = os.geteuid() == 0
     if as_root:
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
+        for above in (tmp_path, *tmp_path.parents[:2]):
+            above.chmod(0o755)
         os.seteuid(65534)
     try:
-        for read_it in (read_voxels, shown_digest, content_hash):
-            refusal(path, read_it)  # type: ignore[arg-type]
+        for unreadable in (path, folder):
+            for read_it in (read_voxels, shown_digest, content_hash):
+                refusal(unreadable, read_it)  # type: ignore[arg-type]
     finally:
         if as_root:
             os.seteuid(0)
+        folder.chmod(0o700)  # so that pytest can remove it
 
 
 def test_cells_that_spreadsheets_would_run(tmp_path: Path) -> None:

@@ -428,6 +428,9 @@ def _read_item(path: Path, where: str, entry: Any, side: str) -> Item:
         raise InputError(path, f"{where} has label {label!r}", "Labels are 0 (normal) and 1 (abnormal).")
     if mask is not None and not isinstance(mask, str):
         raise InputError(path, f"{where} has a mask that is no path", "Give one path, or leave the mask out.")
+    for key in ("patient", *STRATA):
+        if not isinstance(entry.get(key), str | int | float | None):
+            raise InputError(path, f"{where} has {key} {str(entry[key])[:80]!r}", "Write it as text.")
     case = entry.get("case")
     if case is not None and not _is_case(case):
         raise InputError(path, f"{where} has case {case!r}", _CASE_REMEDY)

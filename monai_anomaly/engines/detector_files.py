@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,51 @@ from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.io.content import content_hash
 from monai_anomaly.io.tables import write_json
+from monai_anomaly.io.untrusted import refuse_damage
 from monai_anomaly.networks import AnomalyDetector, make_detector
 
 __all__ = ["DetectorFiles", "check_unseen", "load_detector", "network_as_trained", "save_detector"]
 
 _FORMAT = 1
+# What is read of detector.json beside the settings of network and preprocessing, which their classes check.
+_SIDE = {
+    "type": "object",
+    "required": ["scans", "patients", "digests"],
+    "properties": {
+        "scans": {"type": "integer"},
+        "patients": {"type": "integer"},
+        "digests": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_SPLIT = {
+    "type": ["object", "null"],
+    "required": ["sides"],
+    "properties": {
+        "sides": {
+            "type": "object",
+            "required": ["training", "validation", "calibration"],
+            "additionalProperties": _SIDE,
+        }
+    },
+}
+_STAGE = {
+    "type": "object",
+    "properties": {"optimizers": {"type": "object", "additionalProperties": {"type": "object"}}},
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["format", "network", "preprocessing"],
+    "properties": {
+        "network": {"type": "object", "required": ["name", "arguments"]},
+        "preprocessing": {"type": "object"},
+        "training": {
+            "type": "object",
+            "properties": {"stages": {"type": "array", "items": _STAGE}, "split": _SPLIT},
+        },
+    },
+}
+# A description may ask for this many times the bytes of model.pt, or this many, before it is refused unmade.
+_MOST_TIMES, _MOST_BYTES = 4, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -83,7 +124,8 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
         The detector with its preprocessing.
 
     Raises:
-        InputError: if a file is missing or unreadable, names an unknown network, or the two disagree (says where).
+        InputError: if a file is missing, unreadable or of another form (names the key), names an unknown network, or
+            the two disagree (says where).
     """
     folder = Path(folder)
     for name in ("detector.json", "model.pt"):
@@ -91,10 +133,8 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
             raise InputError(folder / name, "no such file", "Train first, or name the output_dir of a training.")
     described = folder / "detector.json"
     description = _read_description(described)
-    try:
+    with refuse_damage(described, "not a detector's description", "Train again."):
         preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
     network = _build(described, description["network"])
     _load_state(folder / "model.pt", network)
     description["model_sha256"] = content_hash(str(folder / "model.pt"))
@@ -154,26 +194,41 @@ def check_unseen(
 
 
 def _read_description(described: Path) -> dict[str, Any]:
-    try:
+    from jsonschema import ValidationError, validate
+
+    with refuse_damage(described, "not a detector's description", "Train again."):
         description = json.loads(described.read_text(encoding="utf-8"))
-        description["network"]["name"], description["network"]["arguments"]
+        try:
+            validate(description, _SCHEMA)
+        except ValidationError as error:
+            raise ValueError(f"{error.json_path}: {error.message[:150]}") from error
         if description["format"] != _FORMAT:
             raise InputError(described, f"format {description['format']} is not {_FORMAT}", "Update the package.")
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
     return description
 
 
 def _build(described: Path, config: dict[str, Any]) -> AnomalyDetector:
     name = config["name"]
-    try:
-        return make_detector(config)
-    except LookupError as error:
-        raise InputError(described, f"network {name!r} is unknown", "Update the package.") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(described, f"the arguments of {name} do not fit it ({error})", "Train again.") from error
+    _check_size(described, config)
+    with refuse_damage(described, f"the arguments of {name} do not fit it", "Train again."):
+        try:
+            return make_detector(config)
+        except LookupError as error:
+            raise InputError(described, f"network {name!r} is unknown", "Update the package.") from error
+
+
+def _check_size(described: Path, config: dict[str, Any]) -> None:
+    """Refuse a description of a network far larger than ``model.pt`` can be of, before memory is taken for it."""
+    stated = 0
+    # a network that cannot be made without values, or not at all, says so where it is made
+    with suppress(Exception), torch.device("meta"):
+        state = make_detector(config).state_dict()
+        stated = sum(value.numel() * value.element_size() for value in state.values())
+    model = described.with_name("model.pt")
+    held = model.stat().st_size if model.is_file() else 0
+    if stated > max(_MOST_TIMES * held, _MOST_BYTES):
+        problem = f"describes a network of {stated} bytes, where model.pt has {held}"
+        raise InputError(described, problem, "Copy both files from one training.")
 
 
 def _load_state(path: Path, network: AnomalyDetector) -> None:

@@ -135,36 +135,36 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
             voxel to a place.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(path, "no such file or folder", "Check the path.")
-    check_readable(path)
+    with refuse_damage(path):
+        if not path.exists():
+            raise InputError(path, "no such file or folder", "Check the path.")
+        check_readable(path)
+        voxels = _read_format(path, time_point)
+        if not voxels.array.size:
+            shape = " x ".join(map(str, voxels.array.shape[1:]))
+            raise InputError(path, f"the image is empty ({shape} voxels)", "Export the scan again.")
+        _check_affine(path, voxels.affine)
+    return voxels
+
+
+def _read_format(path: Path, time_point: int | None) -> Voxels:
+    """``read_voxels``, by the reader of the format."""
     suffix = scan_suffix(path).lower()
     if path.is_dir():
         if not is_dicom_folder(path):
             raise InputError(
                 path, "the folder holds no DICOM file", "Name a scan file or the folder of one DICOM series."
             )
-        voxels = _read_dicom(path, time_point)
-    elif suffix in NIFTI_SUFFIXES:
-        voxels = _read_nifti(path, time_point)
-    elif suffix in ITK_SUFFIXES:
-        voxels = _read_itk(path)
+        return _read_dicom(path, time_point)
+    if suffix in NIFTI_SUFFIXES or suffix in MGH_SUFFIXES:
+        return _read_nifti(path, time_point)
+    if suffix in ITK_SUFFIXES or suffix in PICTURE_SUFFIXES:
         choose_volume(path, time_point, 1)
-    elif suffix in MGH_SUFFIXES:
-        voxels = _read_nifti(path, time_point)
-    elif suffix in PICTURE_SUFFIXES:
-        voxels = _read_picture(path)
-        choose_volume(path, time_point, 1)
-    elif suffix in DICOM_SUFFIXES or is_dicom_file(path):
-        voxels = _read_dicom(path, time_point)
-    else:
-        known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES))
-        raise InputError(path, "not a supported scan format", f"Supported are {known} and folders of one DICOM series.")
-    if not voxels.array.size:
-        shape = " x ".join(map(str, voxels.array.shape[1:]))
-        raise InputError(path, f"the image is empty ({shape} voxels)", "Export the scan again.")
-    _check_affine(path, voxels.affine)
-    return voxels
+        return _read_itk(path) if suffix in ITK_SUFFIXES else _read_picture(path)
+    if suffix in DICOM_SUFFIXES or is_dicom_file(path):
+        return _read_dicom(path, time_point)
+    known = ", ".join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES))
+    raise InputError(path, "not a supported scan format", f"Supported are {known} and folders of one DICOM series.")
 
 
 def _check_affine(path: Path, affine: np.ndarray) -> None:

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from monai_anomaly.data import load_cohort
+from monai_anomaly.data import ScanPreprocessing, load_cohort
+from monai_anomaly.engines import check_unseen, load_detector, save_detector
+from monai_anomaly.engines.run_settings import run_settings
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.load import LoadScan
+from monai_anomaly.networks import IntensityThreshold, ProxyAno
 
 Rng = np.random.Generator
 SHAPE = (6, 7, 5)
@@ -49,7 +52,23 @@ _TEXTS = [
     "é\0",
     "1\\",
 ]
-_VALUES: list[Any] = [None, True, -1, 0, 1e308, 10**40, "", ".", "..", "../x", "/dev/zero", "a\0b", "\ud800", "\x1b[2J"]
+_VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**9,
+    10**40,
+    "",
+    ".",
+    "..",
+    "../x",
+    "/dev/zero",
+    "a\0b",
+    "\ud800",
+    "\x1b[2J",
+]
 _VALUES += [[], {}, [[]], [None], {"image": None}, "report.html", "=1+1", "x" * 300]
 
 
@@ -126,9 +145,9 @@ def itk_volume(folder: Path, rng: Rng) -> Path:
     return _written(path, mutate(content, rng))
 
 
-def _dicom(plane: np.ndarray, index: int, compressed: bool = False) -> Any:
+def _dicom(plane: np.ndarray, index: int, compressed: str | None = None) -> Any:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -145,8 +164,8 @@ def _dicom(plane: np.ndarray, index: int, compressed: bool = False) -> Any:
     dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1
     dataset.AcquisitionNumber, dataset.EchoTime, dataset.ImageType = 1, 5, ["ORIGINAL", "PRIMARY"]
     dataset.PixelData = plane.astype(np.uint16).tobytes()
-    if compressed:
-        dataset.compress(RLELossless)
+    if compressed is not None:
+        dataset.compress(compressed)
     return dataset
 
 
@@ -158,8 +177,13 @@ def _dicom_bytes(dataset: Any) -> bytes:
 
 def _dicom_damaged(rng: Rng, index: int) -> bytes:
     """The bytes of a slice, or one of its elements, overwritten."""
+    from pydicom.uid import JPEG2000Lossless, RLELossless
+
     plane = voxels()[..., index].T
-    dataset = _dicom(np.stack([plane, plane + 1]) if rng.random() < 0.2 else plane, index, rng.random() < 0.3)
+    compressed = (None, None, None, RLELossless, JPEG2000Lossless)[int(rng.integers(5))] if index == 0 else None
+    if compressed == JPEG2000Lossless:  # which packs no image of a few pixels
+        plane = plane.repeat(10, axis=0).repeat(10, axis=1)
+    dataset = _dicom(np.stack([plane, plane + 1]) if rng.random() < 0.2 else plane, index, compressed)
     if rng.random() < 0.4:
         return mutate(_dicom_bytes(dataset), rng, 900)
     element = list(dataset)[int(rng.integers(len(list(dataset))))]
@@ -268,6 +292,24 @@ def _written(path: Path, content: bytes) -> Path:
     return path
 
 
+def detector(folder: Path, rng: Rng) -> Path:
+    """A detector, a value of its description or bytes of either file replaced."""
+    network = IntensityThreshold() if rng.random() < 0.2 else ProxyAno(channels=(2, 4), latent_channels=2, num_items=2)
+    side = {"scans": 1, "patients": 1, "digests": ["0" * 64]}
+    sides = dict.fromkeys(("training", "validation", "calibration"), side)
+    stages = [{"batch_size": 2, "optimizers": {"network": {"lr": 1e-3}}}]
+    facts = {"seed": 0, "stages": stages, "split": {"by": "patient", "sides": sides}}
+    save_detector(folder, network, ScanPreprocessing((32, 32)), facts)
+    if rng.random() < 0.2:
+        _written(folder / "model.pt", mutate((folder / "model.pt").read_bytes(), rng))
+        return folder
+    path = folder / "detector.json"
+    changed = _replaced(json.loads(path.read_text()), rng)
+    text = json.dumps(changed).encode()
+    _written(path, mutate(text, rng) if rng.random() < 0.2 else text)
+    return folder
+
+
 KINDS: dict[str, Callable[[Path, Rng], Path]] = {
     "nii": nii,
     "nii.gz": nii_gz,
@@ -277,6 +319,7 @@ KINDS: dict[str, Callable[[Path, Rng], Path]] = {
     "dicom series": dicom_series,
     "image": picture,
     "datalist": datalist,
+    "detector": detector,
 }
 
 
@@ -294,6 +337,11 @@ def read(kind: str, path: Path) -> None:
             cases = [item["case"] for item in (*cohort.training, *cohort.calibration, *cohort.test)]
             assert len(set(cases)) == len(cases)
             assert all(Path(case).name == case not in ("", ".", "..") for case in cases)
+            return
+        if kind == "detector":
+            files = load_detector(path)
+            check_unseen(files.description, [], refuse=False)
+            run_settings(files.network, files.description, 0.05, labels=[], patients=[], digests=[])
             return
         scan = LoadScan()(path)
         assert scan.ndim == 4
