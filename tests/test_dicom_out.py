@@ -21,7 +21,7 @@ from dicom_series import complete
 from monai.transforms import Compose
 from pydicom.dataset import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
-from test_dicom import PIXELS, STEP, enhanced, image, series, write
+from test_dicom import AXES, PIXELS, STEP, enhanced, image, series, write
 from test_dicom_forms import mosaic
 from test_inference import BrightVoxels
 
@@ -110,6 +110,18 @@ def test_segmentation_laid_back_on_the_source_is_the_mask(folder: Path) -> None:
     assert made.DeviceSerialNumber == SHA
 
 
+def test_a_sheared_stack_is_laid_back_too(tmp_path: Path) -> None:
+    """A gantry tilt: each slice is shifted within its plane."""
+    slices = complete(series(PIXELS))
+    for index, dataset in enumerate(slices):
+        place = np.array(dataset.ImagePositionPatient, dtype=float) + 2.5 * index * AXES[:, 1]
+        dataset.ImagePositionPatient = [float(value) for value in np.round(place, 6)]
+    folder = write(tmp_path / "scan", slices)
+    scan = LoadScan()(folder)
+    mask = mask_of(scan)
+    np.testing.assert_array_equal(laid_back(segmentation(DicomSource(scan), mask, IDENTITY), scan, folder), mask)
+
+
 def test_an_empty_mask_keeps_the_grid(folder: Path) -> None:
     scan = LoadScan()(folder)
     made = segmentation(DicomSource(scan), np.zeros(tuple(scan.shape[1:]), bool), IDENTITY)
@@ -125,7 +137,7 @@ def test_frames_of_an_enhanced_file(tmp_path: Path, order: list[int]) -> None:
     mask = mask_of(scan)
     source = DicomSource(scan)
     np.testing.assert_array_equal(laid_back(segmentation(source, mask, IDENTITY), scan, folder), mask)
-    images = overlay_series(source, [np.zeros((mask.shape[1], mask.shape[0], 3), np.uint8)] * 6, IDENTITY, "x")
+    images = list(overlay_series(source, [np.zeros((mask.shape[1], mask.shape[0], 3), np.uint8)] * 6, IDENTITY, "x"))
     frames = [made.SourceImageSequence[0].ReferencedFrameNumber for made in images]
     assert frames == [order.index(place) + 1 for place in range(6)]
 
@@ -167,7 +179,7 @@ def test_overlay_lies_on_its_images(folder: Path) -> None:
     scan = LoadScan()(folder)
     mask = mask_of(scan)
     pictures = list(overlay_pictures(scan, np.asarray(scan[0]), mask, float(scan.max())))
-    images = overlay_series(DicomSource(scan), pictures, IDENTITY, "painted")
+    images = list(overlay_series(DicomSource(scan), pictures, IDENTITY, "painted"))
     sources = {dataset.SOPInstanceUID: dataset for dataset in map(pydicom.dcmread, folder.iterdir())}
     assert len({made.SeriesInstanceUID for made in images}) == 1
     for made, picture in zip(images, pictures):
@@ -355,7 +367,7 @@ def all_written(scan: torch.Tensor, time_point: int | None, out: Path) -> tuple[
         "seg": segments,
         "map": parametric_map(source, anomaly_map, IDENTITY),
         "report": measurement_report(source, segments, rows, 1.0, 0.05, IDENTITY),
-        "overlay": overlay_series(source, list(pictures), IDENTITY, "painted")[len(source.slices) // 2],
+        "overlay": list(overlay_series(source, pictures, IDENTITY, "painted"))[len(source.slices) // 2],
     }
     out.mkdir(exist_ok=True)
     for name, dataset in found.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -94,10 +95,16 @@ class SaveDicomd(Transform):
                 _save(report, folder / "report.dcm")
         if found := made("parametric map", lambda: parametric_map(source, data["anomaly_map"], identity)):
             _save(found, folder / "map.dcm")
-        pictures = list(overlay_pictures(data["scan"], data["anomaly_map"], mask, top))
-        for image in made("overlay", lambda: overlay_series(source, pictures, identity, described)) or ():
-            (folder / "overlay").mkdir(exist_ok=True)
-            _save(image, folder / "overlay" / f"{image.InstanceNumber:04d}.dcm")
+
+        def overlay() -> bool:
+            (folder / "overlay").mkdir()
+            pictures = overlay_pictures(data["scan"], data["anomaly_map"], mask, top)
+            for image in overlay_series(source, pictures, identity, described):
+                _save(image, folder / "overlay" / f"{image.InstanceNumber:04d}.dcm")
+            return True
+
+        if not made("overlay", overlay):
+            shutil.rmtree(folder / "overlay", ignore_errors=True)
 
     def _report(
         self, data: Mapping[str, Any], source: DicomSource, segments: Dataset, identity: DetectorIdentity

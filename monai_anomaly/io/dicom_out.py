@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -268,8 +268,8 @@ def parametric_map(source: DicomSource, anomaly_map: np.ndarray, identity: Detec
 
 
 def overlay_series(
-    source: DicomSource, pictures: Sequence[np.ndarray], identity: DetectorIdentity, description: str
-) -> list[Dataset]:
+    source: DicomSource, pictures: Iterable[np.ndarray], identity: DetectorIdentity, description: str
+) -> Iterator[Dataset]:
     """Colour images of the slices, one a slice, that any viewer shows.
 
     Args:
@@ -278,13 +278,12 @@ def overlay_series(
         identity: of the detector.
         description: how they were made.
 
-    Returns:
+    Yields:
         Secondary captures with UIDs of their own, marked as derived.
     """
     import highdicom as hd
 
     common = source.common("overlay", identity)
-    found = []
     for index, (part, picture) in enumerate(zip(source.slices, pictures)):
         header = source.header(index)
         image = hd.sc.SCImage.from_ref_dataset(
@@ -312,8 +311,7 @@ def overlay_series(
         image.BurnedInAnnotation = "NO"  # no patient is named
         image.DerivationDescription = f"{description}. {_RESEARCH}."
         image.SourceImageSequence = [_reference(header, part.frame)]
-        found.append(_completed(image, header))
-    return found
+        yield _completed(image, header)
 
 
 def measurement_report(
