@@ -14,7 +14,8 @@ import copy
 import json
 import sys
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 SOURCE = Path(__file__).parent / "bundles"
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -43,13 +44,14 @@ def expanded(text: str, own: Path, target: str) -> str:
     return "".join(lines)
 
 
-def metadata(own: dict[str, Any]) -> str:
-    """``metadata.json``: the shared one with the bundle's own entries, and its spatial shape at both ends."""
+def metadata(own: Path) -> str:
+    """``metadata.json``: the shared one with the bundle's own entries, and the image size of its options."""
     found = copy.deepcopy(json.loads((SHARED / "metadata.json").read_text(encoding="utf-8")))
-    shape = own.pop("spatial_shape")
+    size = yaml.safe_load((own / "network_options.yaml").read_text(encoding="utf-8"))["image_size"]
     for end, key in (("inputs", "image"), ("outputs", "pred")):
-        found["network_data_format"][end][key]["spatial_shape"] = shape
-    return json.dumps({**found, **own}, indent=4, ensure_ascii=False) + "\n"
+        found["network_data_format"][end][key]["spatial_shape"] = size
+    entries = json.loads((own / "metadata.json").read_text(encoding="utf-8"))
+    return json.dumps({**found, **entries}, indent=4, ensure_ascii=False) + "\n"
 
 
 def made() -> dict[Path, str]:
@@ -62,7 +64,7 @@ def made() -> dict[Path, str]:
         sources |= {name: SHARED / name for name in ("multi_gpu_train.yaml", "logging.conf")}
         for name, path in sources.items():
             files[configs / name] = expanded(path.read_text(encoding="utf-8"), own, name)
-        files[configs / "metadata.json"] = metadata(json.loads((own / "metadata.json").read_text(encoding="utf-8")))
+        files[configs / "metadata.json"] = metadata(own)
     return files
 
 

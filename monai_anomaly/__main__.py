@@ -1,4 +1,4 @@
-"""``python -m monai_anomaly``: write out the bundles, describe a cohort, compare detectors, run benchmarks."""
+"""``python -m monai_anomaly``: bundles, packages, datalists, a comparison of detectors, benchmarks."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundles = commands.add_parser("bundles", help="write the bundles into a folder")
     bundles.add_argument("destination", type=Path)
 
+    package = commands.add_parser("package", help="make a bundle of a trained detector")
+    package.add_argument("run", type=Path, help="the output_dir of a training (and of its evaluation)")
+    package.add_argument("destination", type=Path, help="the bundle's folder, or a file that ends with .zip")
+    package.add_argument("--bundle", type=Path, help="the bundle that it was trained with, where it is none of ours")
+    package.add_argument("--figure", type=Path, help="an image for its page; no scan is shown without")
+    package.add_argument("--data-license", type=Path, help="a text on the training scans' licence")
+
     datalist = commands.add_parser("datalist", help="describe a folder of scans as a datalist, split by patient")
     datalist.add_argument("folder", type=Path)
     datalist.add_argument("-o", "--output", type=Path, required=True, help="the JSON to write")
@@ -87,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(path)
         elif given.command == "recommend":
             _recommend(given)
+        elif given.command == "package":
+            from monai_anomaly.packaging import package_detector
+
+            for line in package_detector(given.run, given.destination, given.bundle, given.figure, given.data_license):
+                print(line)
+            print(given.destination)
         else:
             _write_datalist(given)
     except InputError as error:

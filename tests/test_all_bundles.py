@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from monai_anomaly.bundle import check_overrides
 from monai_anomaly.data import load_cohort
 from monai_anomaly.engines import load_detector
 from monai_anomaly.networks import AnomalyDetector
+from monai_anomaly.packaging import package_detector
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -106,17 +109,17 @@ def test_metadata_follow_the_schema(name: str, real_data: Path, tmp_path: Path) 
     monai.bundle.verify_metadata(meta_file=str(BUNDLES / name / "configs" / "metadata.json"), filepath=copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore")
 def test_network_keeps_the_shapes_of_the_metadata(name: str) -> None:
-    narrow = {key: value for key, value in TINY[name].items() if key.startswith(("network_def#", "encoder"))}
+    """As the model zoo checks it: the defaults of ``inference.yaml``, at their full width."""
     monai.bundle.verify_net_in_out(
         net_id="network_def",
         meta_file=str(BUNDLES / name / "configs" / "metadata.json"),
-        config_file=train_files(name, *OVERLAYS.get(name, [])),
+        config_file=str(BUNDLES / name / "configs" / "inference.yaml"),
+        bundle_root=str(BUNDLES / name),
         device="cpu",
-        n=2,
-        any=1,
-        **narrow,
     )
 
 
@@ -240,6 +243,65 @@ def test_exported_detectors_equal_the_detector(tiny_quickstart: tuple[str, Path]
         session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
         found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_packaged_detector_passes_the_checks_of_the_model_zoo(
+    tiny_quickstart: tuple[str, Path], tiny_cohort: Path, real_data: Path, tmp_path: Path
+) -> None:
+    _, output = tiny_quickstart
+    package_detector(output, tmp_path / "made")
+    bundle = Path(shutil.move(tmp_path / "made", tmp_path / "moved"))
+    # the files, the version
+    for file in ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.yaml", "docs/README.md"):
+        assert (bundle / file).is_file()
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    # the schema
+    meta, config = str(bundle / "configs" / "metadata.json"), str(bundle / "configs" / "inference.yaml")
+    schema = real_data.parent / "schema" / "meta_schema_20240725.json"
+    if schema.is_file():
+        copy = shutil.copy(schema, tmp_path / "schema.json")
+        monai.bundle.verify_metadata(meta_file=meta, filepath=copy)
+    # the properties
+    workflow = monai.bundle.ConfigWorkflow(
+        config_file=config,
+        meta_file=meta,
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(tiny_cohort),
+        output_dir=str(tmp_path / "out"),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    # the shape
+    options = {"net_id": "network_def", "meta_file": meta, "config_file": config, "bundle_root": str(bundle)}
+    monai.bundle.verify_net_in_out(device="cpu", **options)
+    # TorchScript, as it is made anew and as it lies there
+    monai.bundle.ckpt_export(filepath=str(tmp_path / "verify.ts"), ckpt_file=str(bundle / "models/model.pt"), **options)
+    network = load_detector(bundle / "models").network
+    image = image_of(network)
+    with torch.no_grad():
+        expected = network(image)
+        for path in (tmp_path / "verify.ts", bundle / "models" / "model.ts"):
+            torch.testing.assert_close(torch.jit.load(path)(image), expected, atol=1e-4, rtol=0)
+    # ONNX, with other numbers of images than it was made with
+    if (bundle / "models" / "model.onnx").is_file():
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(str(bundle / "models" / "model.onnx"))
+        for images in (image[:1], torch.cat([image, image[:1]])):
+            (found,) = session.run(["anomaly_map"], {"image": images.numpy()})
+            with torch.no_grad():
+                torch.testing.assert_close(torch.from_numpy(found), network(images), atol=1e-4, rtol=0)
+    else:
+        assert find_spec("onnxscript") is None
+    # the same maps as those of the run
+    run_bundle("inference", tmp_path / "out", tiny_cohort, bundle=bundle, overview_slices=0, progress=False)
+    for case in (row["case"] for row in table(output / "predictions.csv")):
+        maps = [np.asarray(nib.load(each / case / "anomaly_map.nii.gz").dataobj) for each in (output, tmp_path / "out")]
+        np.testing.assert_array_equal(*maps)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ LAYERS = (
     "report",
     "engines",
     "bundle",
+    "packaging",
     "benchmarks",
     "__main__",
 )
