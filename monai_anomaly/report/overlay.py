@@ -9,14 +9,13 @@ import numpy as np
 
 from monai_anomaly.io.dicom_out import MASK_RGB
 
-from .overview import gray_or_colour
-
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 __all__ = ["overlay_pictures"]
 
-# As in overview.png: the strongest score hides this much of the scan.
+# As in overview.png: the window, and that the strongest score hides this much of the scan.
+_WINDOW_PERCENTILES = (0.5, 99.5)
 _OPACITY = 0.75
 _WORDS = ("RESEARCH", "USE", "ONLY")
 # The smallest letters that can be read, and how many fit across a large slice.
@@ -31,7 +30,7 @@ def overlay_pictures(
     "RESEARCH USE ONLY" is written into every image, since images leave the files that say so.
 
     Args:
-        scan: (C, columns, rows, slices), with ``scan_kind`` in its meta; shown between its usual percentiles.
+        scan: (C, columns, rows, slices); shown between its usual percentiles.
         anomaly_map: (columns, rows, slices).
         anomaly_mask: (columns, rows, slices), bool; None for no outline.
         top: the map's value at the top of the colour scale, which begins at 0.
@@ -43,15 +42,17 @@ def overlay_pictures(
     from scipy.ndimage import binary_erosion
 
     raw = np.asarray(scan)
-    colour = len(raw) == 3 and raw.shape[-1] == 1
-    image, _ = gray_or_colour(raw, raw, picture=colour)
+    if len(raw) != 3 or raw.shape[-1] != 1:
+        raw = raw[:1]  # of several channels the first; colour is one slice of three
+    low, high = map(float, np.percentile(raw, _WINDOW_PERCENTILES if len(raw) == 1 else (0, 100)))
+    width = np.float32(max(high - low, float(np.finfo(np.float32).tiny)))
+    colours = colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)
     for index in range(raw.shape[-1]):
-        gray = image[:, :, index].swapaxes(0, 1)
-        shown = gray if colour else np.repeat(gray[..., None], 3, axis=-1)
-        share = np.clip(np.asarray(anomaly_map[..., index]).T / top, 0.0, 1.0)
-        heat = colormaps["inferno"](share)[..., :3]
+        shown = np.clip((raw[..., index].transpose(2, 1, 0) - np.float32(low)) / width, 0, 1)
+        share = np.clip(np.asarray(anomaly_map[..., index], np.float32).T / np.float32(top), 0, 1)
         opacity = _OPACITY * share[..., None]
-        painted = np.round(255 * (shown * (1 - opacity) + heat * opacity)).astype(np.uint8)
+        heat = colours[np.rint(255 * share).astype(np.uint8)]
+        painted = np.rint(255 * (shown * (1 - opacity) + heat * opacity)).astype(np.uint8)
         if anomaly_mask is not None:
             inside = np.asarray(anomaly_mask[..., index], dtype=bool).T
             painted[inside & ~binary_erosion(inside)] = MASK_RGB
