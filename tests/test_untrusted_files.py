@@ -79,6 +79,22 @@ def test_a_flipped_bit_never_changes_voxels(name: str, tmp_path: Path) -> None:
     assert refused > 0.9 * len(places)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_flipped_bit_of_an_image_never_changes_pixels(name: str, tmp_path: Path) -> None:
+    path, pixels = tmp_path / name, np.random.default_rng(4).integers(0, 9, (40, 50), dtype=np.uint8)
+    if name == "a.png":
+        Image.fromarray(pixels).save(path)
+    else:
+        tifffile.imwrite(path, pixels, compression="zlib", photometric="minisblack")
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for place in rng.integers(len(whole) // 2, len(whole), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with suppress(InputError):
+            np.testing.assert_array_equal(read_voxels(path).array[0, ..., 0], pixels)
+
+
 def test_a_cut_tail_is_refused(tmp_path: Path) -> None:
     path = compressed(tmp_path / "a.nii.gz")
     whole = path.read_bytes()

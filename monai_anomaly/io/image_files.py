@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_holds, check_readable, refuse_damage
+from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,8 +84,10 @@ def open_picture(path: Path) -> Iterator[Image]:
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.format == "PNG":  # of one bit a pixel at the least
                 check_holds(path, picture.width * picture.height // 8, DEFLATE_RATIO * size)
+                picture.verify()  # the chunks' checksums, which decoding passes over
             elif picture.format == "TIFF":
                 check_tiff(path)
+        with Image.open(path, formats=_FORMATS) as picture:
             yield picture
 
 
@@ -102,10 +105,10 @@ def check_pixels(path: Path, pixels: int) -> None:
 
 
 def check_tiff(path: Path) -> None:
-    """Check that a TIFF file can hold the pixels that its first page states, and that they are not too many.
+    """Check that a TIFF file can hold the pixels that its first page states, not too many, and that they are whole.
 
     Raises:
-        InputError: if it cannot, or its directory is broken.
+        InputError: if it cannot, or its directory or the checksum of a strip is broken.
     """
     import tifffile
 
@@ -115,10 +118,15 @@ def check_tiff(path: Path) -> None:
         if not pixels:
             raise ValueError("it has no pixel")
         check_pixels(path, pixels)
-        ratio = _TIFF_RATIOS.get(int(page.compression))
+        ratio, size = _TIFF_RATIOS.get(int(page.compression)), check_readable(path)
         if ratio is not None:
-            stated = pixels * page.bitspersample * page.samplesperpixel // 8
-            check_holds(path, stated, ratio * check_readable(path))
+            check_holds(path, pixels * page.bitspersample * page.samplesperpixel // 8, ratio * size)
+        if ratio == DEFLATE_RATIO:  # libtiff passes over the checksums
+            if sum(page.databytecounts) > size:
+                raise ValueError("its strips are longer than the file")
+            for offset, count in zip(page.dataoffsets, page.databytecounts):
+                file.filehandle.seek(offset)
+                check_deflated(path, BytesIO(file.filehandle.read(count)))
 
 
 def read_picture(path: Path, colour: bool = False) -> np.ndarray:

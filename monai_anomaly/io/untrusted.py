@@ -79,23 +79,23 @@ def check_holds(path: str | Path, stated: int, most: int) -> None:
         raise InputError(path, problem, _REMEDY)
 
 
-def check_deflated(path: str | Path, file: BinaryIO, stated: int) -> None:
+def check_deflated(path: str | Path, file: BinaryIO, stated: int | None = None) -> None:
     """Check a zlib or gzip stream to its end, checksum included, in little memory.
 
     Args:
         path: of the file, for the message.
         file: open where the stream begins.
-        stated: bytes that it must unpack to.
+        stated: bytes that it must unpack to; None: not known.
 
     Raises:
         InputError: where the stream is damaged, cut, or of another length.
     """
     with refuse_damage(path):
         stream, length = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0
-        while not stream.eof and length <= stated:
+        while not stream.eof and (stated is None or length <= stated):
             block = stream.unconsumed_tail or file.read(_BLOCK)
             if not block:
                 raise EOFError("the compressed voxels end early")
             length += len(stream.decompress(block, _BLOCK))
-        if length != stated:
+        if stated is not None and length != stated:
             raise ValueError(f"the compressed voxels are not the {stated} bytes that the header states")
