@@ -128,6 +128,7 @@ def test_a_bad_scan_amid_a_cohort_costs_no_other(trained: Path, tmp_path: Path) 
     assert [row["case"] for row in table(tmp_path / "out" / "failures.csv")] == ["b"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("a", "c", "predictions.csv", "failures.csv", "drift.json", "report.html", "lesions.csv"),
+        *("run.json", ".lock"),
     }
     # once it is repaired, the list of failures goes
     write_nifti(folder / "b.nii.gz", 5)

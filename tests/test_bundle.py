@@ -76,7 +76,7 @@ def test_results_lie_on_the_scans_own_grid(evaluated: Path, tiny_cohort: Path) -
         folder = evaluated / item["case"]
         assert {p.name for p in folder.iterdir()} == {
             *(f"{name}.nii.gz" for name in VOLUMES),
-            *("overview.png", "case.json"),
+            *("overview.png", "case.json", "case.npz"),
         }
         if Path(item["image"]).is_dir():
             continue
@@ -294,6 +294,6 @@ def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("t1", "predictions.csv", "drift.json", "report.html", "lesions.csv"),
+        *("t1", "predictions.csv", "drift.json", "report.html", "lesions.csv", "run.json", ".lock"),
     }
     assert (tmp_path / "out" / "t1" / "overview.png").is_file()

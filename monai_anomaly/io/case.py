@@ -7,19 +7,20 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.atomic import atomic_folder
+from monai_anomaly.io.atomic import atomic_folder, atomic_path
 from monai_anomaly.io.tables import write_json
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["own_files", "write_case"]
+__all__ = ["own_files", "read_record", "write_case", "write_record"]
 
-_RECORD = "case.json"
+_RECORD, _ARRAYS = "case.json", "case.npz"
 # Files of versions that wrote no record.
 _OWN = re.compile(r"(anomaly_(map|mask|logp|zscore)|restoration(_\d+)?|overview)\.(nii\.gz|tiff|png)")
 
@@ -121,9 +122,53 @@ def own_files(folder: str | Path) -> set[str]:
     """
     folder = Path(folder)
     try:
-        return {_RECORD, *map(str, json.loads((folder / _RECORD).read_text(encoding="utf-8"))["files"])}
+        return {_RECORD, _ARRAYS, *map(str, json.loads((folder / _RECORD).read_text(encoding="utf-8"))["files"])}
     except (OSError, ValueError, LookupError, TypeError):
         return {path.name for path in folder.glob("*") if _OWN.fullmatch(path.name)}
+
+
+def write_record(folder: str | Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Note in ``case.json`` that a case is finished: its ``files``, and what is to be known of it without them.
+
+    Args:
+        folder: of the case, as ``write_case`` and what came after it left it.
+        record: JSON-able.
+        arrays: by name; written to ``case.npz``.
+    """
+    folder = Path(folder)
+    try:
+        others = set(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["others"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # not of write_case
+    if arrays:
+        with atomic_path(folder / _ARRAYS) as path:
+            named: dict[str, Any] = {**arrays}
+            np.savez_compressed(path, **named)
+    files = sorted(path.name for path in folder.iterdir() if path.name not in others)
+    write_json(folder / _RECORD, {"files": files, "others": sorted(others), **record})
+
+
+def read_record(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What ``write_record`` was given.
+
+    Args:
+        folder: of a case; it need not exist.
+
+    Returns:
+        None if the case is not finished, or misses one of its files.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        if "run" not in record or not all((folder / name).exists() for name in record["files"]):
+            return None
+        arrays: dict[str, np.ndarray] = {}
+        if _ARRAYS in record["files"]:
+            with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+                arrays = dict(file)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
+        return None
+    return record, arrays
 
 
 class _Grid:
