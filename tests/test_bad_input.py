@@ -159,11 +159,11 @@ def test_foreign_data_under_a_case_name_is_never_overwritten(trained: Path, tmp_
     assert precious.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("case", ["", ".", "..", "../other", "a/b", "a\\b"])
+@pytest.mark.parametrize("case", ["", ".", "..", "../other", "a/b", "a\\b", "predictions.csv", "run.json"])
 def test_a_case_that_is_no_folder_of_its_own_writes_nothing(case: str, tmp_path: Path) -> None:
     (tmp_path / "out" / "models").mkdir(parents=True)
     (tmp_path / "out" / "anomaly_map.nii.gz").write_text("a map")
-    with pytest.raises(InputError, match="is no name of a folder"):
+    with pytest.raises(InputError, match="cannot be a case's folder"):
         SaveCased(tmp_path / "out")({"item": {"case": case}})
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"models", "anomaly_map.nii.gz"}
 

@@ -26,6 +26,7 @@ from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.report.overview import draw_overview
 
 from .inferer import StackInferer, foreground_of
+from .run_folder import RUN_FILES
 
 __all__ = [
     "CalibratedMapd",
@@ -296,9 +297,9 @@ class SaveCased(Transform):
 
     def __call__(self, data: Scan) -> Scan:
         case = data["item"]["case"]
-        # of one part below output_dir, whoever made the item
-        if case in ("", ".", "..") or case != Path(case).name or "\\" in case:
-            raise InputError(f"case {case!r}", "is no name of a folder", "Give the scan another case name.")
+        # of one part below output_dir, whoever made the item, and not in the way of the run's own files
+        if case in ("", ".", "..", ".lock", *RUN_FILES) or case != Path(case).name or "\\" in case:
+            raise InputError(f"case {case!r}", "cannot be a case's folder", "Give the scan another case name.")
         folder = self.output_dir / case
         if folder.exists() and not own_files(folder):
             raise InputError(

@@ -27,14 +27,13 @@ from monai_anomaly.io.lock import folder_lock, this_process
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.networks import AnomalyDetector
 
-__all__ = ["RUN_FILES", "RunFolder", "RunScans", "Shard", "described"]
+__all__ = ["RunFolder", "RunScans", "Shard", "described"]
 
-# What tells of a whole run, beside its manifest.
+# What tells of a whole run; the manifest first: without it the folder holds no run.
 RUN_FILES = (
-    *("predictions.csv", "failures.csv", "lesions.csv", "drift.json"),
-    *("metrics.csv", "metrics.json", "report.html"),
+    *("run.json", "predictions.csv", "failures.csv", "lesions.csv"),
+    *("drift.json", "metrics.csv", "metrics.json", "report.html"),
 )
-_MANIFEST = "run.json"
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
 
@@ -96,12 +95,11 @@ class RunFolder:
         with folder_lock(self.folder, shared=shard is not None), own:
             if shard is None:
                 clear_aside(self.folder, own_files)
-            # the manifest first: without it the folder holds no run
-            for old in (self.folder / name for name in (_MANIFEST, *RUN_FILES)):
+            for old in (self.folder / name for name in RUN_FILES):
                 if old.is_dir():
                     raise InputError(old, "is a folder, where a file is to be written", "Move it away.")
                 old.unlink(missing_ok=True)
-            path = self.folder / (_MANIFEST if shard is None else f"run.{shard.name}.json")
+            path = self.folder / ("run.json" if shard is None else f"run.{shard.name}.json")
             manifest = {"run": self.run, "settings": self.settings, **this_process()}
             failures: list[dict[str, str]] = []
             write_json(path, {**manifest, "state": "running"})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["atomic_folder", "atomic_path", "clear_aside", "ensure_writable"]
+__all__ = ["atomic_folder", "atomic_path", "clear_aside", "ensure_writable", "others_in"]
 
 # What files and folders are called while they are written or replaced.
 _ASIDE = re.compile(r"\.[0-9a-f]{32}(\..*)?")
@@ -111,7 +111,7 @@ def atomic_folder(path: str | Path, own: Callable[[Path], Collection[str]] | Non
         temporary.mkdir()
         yield temporary
         if own is not None and path.is_dir():
-            for entry in _others(path, own):
+            for entry in others_in(path, own):
                 if (temporary / entry.name).exists():
                     raise InputError(entry, "was not written by this package, and would be replaced", "Rename it.")
                 _link(entry, temporary / entry.name)
@@ -151,14 +151,24 @@ def clear_aside(folder: str | Path, own: Callable[[Path], Collection[str]]) -> N
                 if not target.exists():
                     os.replace(replaced, target)
                     continue
-                for other in _others(replaced, own):
+                for other in others_in(replaced, own):
                     if not (target / other.name).exists():
                         os.replace(other, target / other.name)
         shutil.rmtree(entry)
 
 
-def _others(folder: Path, own: Callable[[Path], Collection[str]]) -> list[Path]:
-    """The entries of a folder that are somebody else's."""
+def others_in(folder: Path, own: Callable[[Path], Collection[str]]) -> list[Path]:
+    """The entries of a folder that are somebody else's.
+
+    Args:
+        folder: need not exist.
+        own: see ``atomic_folder``.
+
+    Returns:
+        Their paths; what a killed process left half written is nobody's.
+    """
+    if not folder.is_dir():
+        return []
     names = own(folder)
     return [entry for entry in folder.iterdir() if entry.name not in names and not _ASIDE.fullmatch(entry.name)]
 

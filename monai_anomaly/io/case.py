@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.atomic import atomic_folder, atomic_path
+from monai_anomaly.io.atomic import atomic_folder, atomic_path, others_in
 from monai_anomaly.io.tables import write_json
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def write_case(
                 grid.save(temporary / "anomaly_mask.nii.gz", anomaly_mask.astype(np.uint8), mask_description)
             for name, (extra, description) in (extra_maps or {}).items():
                 grid.save(temporary / f"{name}.nii.gz", np.asarray(extra, np.float32), description)
-        own = own_files(folder)
-        others = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+        others = sorted(path.name for path in others_in(folder, own_files))
         files = sorted(path.name for path in temporary.iterdir())
         write_json(temporary / _RECORD, {"files": files, "others": others})
 
