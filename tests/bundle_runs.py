@@ -148,6 +148,7 @@ def cohort_evaluator(
     evaluate: bool = False,
     overview_slices: int = 0,
     report: bool = True,
+    **options: Any,
 ) -> CohortEvaluator:
     """The evaluator of ``inference.yaml`` or ``evaluate.yaml``."""
     return CohortEvaluator(
@@ -172,6 +173,7 @@ def cohort_evaluator(
             ReportHandler(out, network, alpha, write=report),
         ],
         progress=False,
+        **options,
     )
 
 

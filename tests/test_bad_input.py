@@ -14,6 +14,9 @@ import pytest
 from bundle_runs import detect, head, refusal, run_bundle, table, train_small, write_dicom, write_nifti
 from PIL import Image
 
+from monai_anomaly.engines import SaveCased
+from monai_anomaly.exceptions import InputError
+
 pytest_plugins = ["bundle_fixtures"]
 
 
@@ -126,6 +129,7 @@ def test_a_bad_scan_amid_a_cohort_costs_no_other(trained: Path, tmp_path: Path) 
     assert [row["case"] for row in table(tmp_path / "out" / "failures.csv")] == ["b"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("a", "c", "predictions.csv", "failures.csv", "drift.json", "report.html", "lesions.csv"),
+        *("run.json", ".lock"),
     }
     # once it is repaired, the list of failures goes
     write_nifti(folder / "b.nii.gz", 5)
@@ -186,6 +190,15 @@ def test_foreign_data_under_a_case_name_is_never_overwritten(trained: Path, tmp_
         detect(trained, tmp_path / "out", write_nifti(tmp_path / "scan.nii.gz", 1))
     assert [p.name for p in precious.parent.iterdir()] == ["thesis.txt"]
     assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("case", ["", ".", "..", "../other", "a/b", "a\\b", "predictions.csv", "run.json"])
+def test_a_case_that_is_no_folder_of_its_own_writes_nothing(case: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / "models").mkdir(parents=True)
+    (tmp_path / "out" / "anomaly_map.nii.gz").write_text("a map")
+    with pytest.raises(InputError, match="cannot be a case's folder"):
+        SaveCased(tmp_path / "out")({"item": {"case": case}})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"models", "anomaly_map.nii.gz"}
 
 
 def test_results_of_an_earlier_run_are_not_taken_for_scans(trained: Path, tmp_path: Path) -> None:

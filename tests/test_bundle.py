@@ -74,7 +74,10 @@ def test_training_writes_a_detector_and_its_curves(trained: Path) -> None:
 def test_results_lie_on_the_scans_own_grid(evaluated: Path, tiny_cohort: Path) -> None:
     for item in load_cohort(tiny_cohort).test:
         folder = evaluated / item["case"]
-        assert {p.name for p in folder.iterdir()} == {f"{name}.nii.gz" for name in VOLUMES} | {"overview.png"}
+        assert {p.name for p in folder.iterdir()} == {
+            *(f"{name}.nii.gz" for name in VOLUMES),
+            *("overview.png", "case.json", "case.npz"),
+        }
         if Path(item["image"]).is_dir():
             continue
         source = nib.load(item["image"])
@@ -186,7 +189,7 @@ def test_options_of_masks_and_maps(trained: Path, tmp_path: Path) -> None:
     options = {"mask_rule": "voxel", "least_lesion_mm3": 20, "inside_foreground": True, "alpha": 0.02}
     detect(trained, tmp_path / "logp", scan, calibrated_map="logp", **options)
     detect(trained, tmp_path / "zscore", scan, calibrated_map="zscore")
-    assert {p.name for p in (tmp_path / "logp" / "scan").iterdir()} == {
+    assert {p.name for p in (tmp_path / "logp" / "scan").glob("*.nii.gz")} == {
         f"{name}.nii.gz" for name in (*VOLUMES, "anomaly_logp")
     }
     logp, z = (voxels(tmp_path / name / "scan" / f"anomaly_{name}.nii.gz") for name in ("logp", "zscore"))
@@ -212,7 +215,7 @@ def test_running_again_replaces_the_results(trained: Path, tmp_path: Path) -> No
     fresh = detect(trained, tmp_path / "fresh", tmp_path / "scan.nii.gz", overview_slices=1)
     assert table(fresh / "predictions.csv") == table(tmp_path / "out" / "predictions.csv")
     again = tmp_path / "out" / "scan"
-    assert {p.name for p in again.iterdir()} == {f"{name}.nii.gz" for name in VOLUMES}
+    assert {p.name for p in again.glob("*.nii.gz")} == {f"{name}.nii.gz" for name in VOLUMES}
     for name in VOLUMES:
         result = voxels(again / f"{name}.nii.gz")
         np.testing.assert_array_equal(result, voxels(fresh / "scan" / f"{name}.nii.gz"))
@@ -291,6 +294,6 @@ def test_command_line_from_any_folder(trained: Path, tiny_cohort: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("t1", "predictions.csv", "drift.json", "report.html", "lesions.csv"),
+        *("t1", "predictions.csv", "drift.json", "report.html", "lesions.csv", "run.json", ".lock"),
     }
     assert (tmp_path / "out" / "t1" / "overview.png").is_file()

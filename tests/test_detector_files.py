@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ def test_files_that_disagree(folder: Path, argument: str, value: Any, key: str) 
         load_detector(folder)
 
 
+def test_files_of_two_runs_do_not_load_together(folder: Path, tmp_path: Path) -> None:
+    other = trained()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_detector(tmp_path / "other", other, ScanPreprocessing(**PREPROCESSING), {"seed": 4})
+    shutil.copy(tmp_path / "other" / "model.pt", folder / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt: is not the one that detector\.json belongs to"):
+        load_detector(folder)
+
+
 def test_calibration_of_the_wrong_shape(folder: Path) -> None:
     state = torch.load(folder / "model.pt", weights_only=True)
     for scores in (torch.zeros(2, 3), torch.tensor(1.0)):
@@ -164,6 +175,7 @@ def test_files_of_an_older_version_are_read(folder: Path) -> None:
     old = {key: v for key, v in state.items() if not key.startswith("calibration.") or key in kept}
     assert len(old) < len(state)
     torch.save(old, folder / "model.pt")
+    change(folder, lambda d: d.pop("model_sha256"))
     calibration = load_detector(folder).network.calibration
     assert torch.equal(calibration.map_maxima, state["calibration.map_maxima"])
     assert calibration.tail.values.numel() == calibration.facts.values.numel() == 0

@@ -300,7 +300,7 @@ def test_detector_without_calibration_has_scores_alone(
     assert f"no masks: {row['no_mask']}" in caplog.text
     assert [row[name] for name in ("p_value", "patient_p_value", "flagged", "threshold", "alpha")] == [""] * 5
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a", "predictions.csv", "report.html"}
-    assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
+    assert {p.name for p in (tmp_path / "out" / "a").glob("*.nii.gz")} == {"anomaly_map.nii.gz", "restoration.nii.gz"}
 
 
 @pytest.mark.parametrize("rule", ["family", "voxel"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from monai_anomaly.engines import (
     train_stages,
 )
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.lock import folder_lock
 from monai_anomaly.losses import ImageReconstructionLoss
 from monai_anomaly.networks import ProxyAno
 from monai_anomaly.transforms import RandPseudoAbnormalProxyd, SmoothPatches
@@ -333,6 +335,12 @@ def test_bad_scans_end_the_training_with_their_names(cohort: list[dict[str, Any]
     assert "gone" in (tmp_path / "out" / "training" / "failures.csv").read_text()
     # the detector is there all the same, from the scans that could be read
     assert load_detector(tmp_path / "out" / "models").description["calibration_patients"] == 1
+
+
+def test_two_trainings_do_not_share_a_folder(cohort: list[dict[str, Any]], tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "out" / "training"), pytest.raises(InputError, match=f"process {os.getpid()} on "):
+        Run(cohort, tmp_path / "out").go()
+    assert not (tmp_path / "out" / "models").exists()
 
 
 def test_second_stage_needs_a_second_module(cohort: list[dict[str, Any]], tmp_path: Path) -> None:

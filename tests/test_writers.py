@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ from nibabel.affines import from_matvec
 from PIL import Image
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.atomic import atomic_folder, atomic_path, ensure_writable
-from monai_anomaly.io.case import write_case
+from monai_anomaly.io.atomic import atomic_folder, atomic_path, clear_aside, ensure_writable
+from monai_anomaly.io.case import own_files, write_case
 from monai_anomaly.io.load import nifti_header
 from monai_anomaly.io.tables import write_csv, write_json
 from monai_anomaly.report.overview import ScanView, _worst_slices, draw_overview
@@ -315,8 +316,63 @@ def test_an_earlier_mask_does_not_survive(tmp_path: Path) -> None:
     write_results(tmp_path / "case", scan)
     assert (tmp_path / "case" / "anomaly_mask.nii.gz").is_file()
     write_results(tmp_path / "case", scan, masked=False)
-    assert sorted(os.listdir(tmp_path / "case")) == ["anomaly_map.nii.gz", "restoration.nii.gz"]
+    assert sorted(os.listdir(tmp_path / "case")) == ["anomaly_map.nii.gz", "case.json", "restoration.nii.gz"]
     assert os.listdir(tmp_path) == ["case"]
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["with record", "of an older version"])
+def test_what_others_put_into_a_case_stays(tmp_path: Path, record: bool) -> None:
+    scan = as_scan(np.zeros((1, 3, 4, 2)), np.eye(4), scan_kind="volume", source=["1.dcm"], source_format="dicom")
+    case = tmp_path / "case"
+    write_results(case, scan)
+    if not record:
+        (case / "case.json").unlink()
+    (case / "corrected.seg.nrrd").write_text("an afternoon's work")
+    (case / "notes" / "deep").mkdir(parents=True)
+    (case / "notes" / "deep" / "a.txt").write_text("see slice 3")
+    (case / "link").symlink_to("nowhere")
+    for masked in (False, True):
+        write_results(case, scan, masked=masked)
+        assert (case / "corrected.seg.nrrd").read_text() == "an afternoon's work"
+        assert (case / "notes" / "deep" / "a.txt").read_text() == "see slice 3"
+        assert (case / "link").is_symlink()
+        assert (case / "anomaly_mask.nii.gz").exists() == masked
+    write_results(case, scan, masked=False)
+    (case / "anomaly_mask.nii.gz").write_text("drawn by hand")
+    with pytest.raises(InputError, match=r"anomaly_mask\.nii\.gz: was not written by this package"):
+        write_results(case, scan)
+    assert (case / "anomaly_mask.nii.gz").read_text() == "drawn by hand"
+    assert os.listdir(tmp_path) == ["case"]
+
+
+@pytest.mark.parametrize("after", ["first", "second", "a second run"])
+def test_a_kill_while_a_case_is_replaced_is_undone(tmp_path: Path, after: str) -> None:
+    scan = as_scan(np.zeros((1, 3, 4, 2)), np.eye(4), scan_kind="volume", source=["1.dcm"], source_format="dicom")
+    write_results(tmp_path / "case", scan, masked=False)
+    (tmp_path / "case" / "notes.txt").write_text("see slice 3")
+    program = f"""
+import os, signal
+from pathlib import Path
+from monai_anomaly.io.atomic import atomic_folder
+from monai_anomaly.io.case import own_files
+rename, done = os.replace, []
+def killed(source, target):
+    rename(source, target)
+    done.append(target)
+    if len(done) == {1 if after != "second" else 2}:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = killed
+with atomic_folder({str(tmp_path / "case")!r}, own_files) as temporary:
+    (temporary / "anomaly_map.nii.gz").write_text("new")
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    (tmp_path / f".{'0' * 32}.csv").write_text("half a table")
+    if after == "a second run":
+        write_results(tmp_path / "case", scan, masked=False)
+    clear_aside(tmp_path, own_files)
+    assert os.listdir(tmp_path) == ["case"]
+    assert (tmp_path / "case" / "notes.txt").read_text() == "see slice 3"
+    assert ((tmp_path / "case" / "anomaly_map.nii.gz").read_bytes() == b"new") == (after == "second")
 
 
 def test_misfits_are_refused_and_write_nothing(tmp_path: Path) -> None:
@@ -406,7 +462,7 @@ def test_restored_pictures_keep_range_and_depth(tmp_path: Path, suffix: str, col
     restoration[0, 0, 0], restoration[0, 0, 1] = -40, top + 40  # clipped, not wrapped
     scores = np.random.default_rng(1).standard_normal((6, 9, 1)).astype(np.float32)
     write_case(tmp_path / "case", scan, anomaly_map=scores, restoration=restoration, anomaly_mask=scores > 0)
-    files = ["anomaly_map.png", "anomaly_map.tiff", "anomaly_mask.png", "restoration.png"]
+    files = ["anomaly_map.png", "anomaly_map.tiff", "anomaly_mask.png", "case.json", "restoration.png"]
     assert sorted(os.listdir(tmp_path / "case")) == files
     expected = array.copy()
     expected[(0, 0, 0) if colour else (0, 0)] = 0

@@ -52,7 +52,7 @@ _BIDS_OTHER_SUFFIXES = frozenset(
 )
 # What an output folder holds beside the folders of the cases.
 _OUTPUTS = frozenset({"predictions.csv", "failures.csv", "lesions.csv", "metrics.csv", "metrics.json", "drift.json"})
-_OUTPUTS |= {"report.html", "models", "training"}
+_OUTPUTS |= {"report.html", "models", "training", "run.json", "dicom_web"}
 _CASE_REMEDY = "A case must be fit for a file name, and none of the files that results are written to."
 # What a table of patients cannot change of an item.
 _OWN_KEYS = ("image", "patient", "label", "mask", "case")

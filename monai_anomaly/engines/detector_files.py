@@ -65,6 +65,7 @@ _SCHEMA = {
 }
 # A description may ask for this many times the bytes of model.pt, or this many, before it is refused unmade.
 _MOST_TIMES, _MOST_BYTES = 4, 1 << 26
+_REMEDY = "model.pt and detector.json are of different detectors: copy both from one training."
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def save_detector(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # the description last: it says which weights it belongs to
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     # through a file object: a path's random name would go into the archive, and equal states give equal bytes
     with atomic_path(folder / "model.pt") as path, path.open("wb") as file:
@@ -104,6 +106,7 @@ def save_detector(
         {
             "format": _FORMAT,
             "version": __version__,
+            "model_sha256": content_hash(str(folder / "model.pt")),
             "network": network.config,
             "preprocessing": preprocessing.config,
             "calibration_patients": int(network.calibration.scores.numel()),
@@ -137,7 +140,9 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
         preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
     network = _build(described, description["network"])
     _load_state(folder / "model.pt", network)
-    description["model_sha256"] = content_hash(str(folder / "model.pt"))
+    digest = content_hash(str(folder / "model.pt"))
+    if description.setdefault("model_sha256", digest) != digest:  # older versions wrote none
+        raise InputError(folder / "model.pt", "is not the one that detector.json belongs to", _REMEDY)
     return DetectorFiles(network.eval(), preprocessing, description)
 
 
@@ -242,7 +247,6 @@ def _load_state(path: Path, network: AnomalyDetector) -> None:
     expected = network.state_dict()
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(path, "not a plain state_dict of tensors", "Train again.")
-    remedy = "model.pt and detector.json are of different detectors: copy both from one training."
     for key in expected:
         module, _, name = key.rpartition(".")
         owner = network.get_submodule(module)
@@ -250,12 +254,12 @@ def _load_state(path: Path, network: AnomalyDetector) -> None:
         if key not in state:
             if isinstance(owner, FittedBuffers) and name in owner.optional:
                 continue  # written by an older version
-            raise InputError(path, f"disagrees with detector.json: {key} is missing", remedy)
+            raise InputError(path, f"disagrees with detector.json: {key} is missing", _REMEDY)
         # Of the calibration the file alone knows the number of patients.
         if not (state[key].ndim == expected[key].ndim if fitted else state[key].shape == expected[key].shape):
             found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
-            raise InputError(path, f"disagrees with detector.json: {key} has shape {found}, not {wanted}", remedy)
+            raise InputError(path, f"disagrees with detector.json: {key} has shape {found}, not {wanted}", _REMEDY)
     for key in state:
         if key not in expected:
-            raise InputError(path, f"disagrees with detector.json: {key} is not part of the network", remedy)
+            raise InputError(path, f"disagrees with detector.json: {key} is not part of the network", _REMEDY)
     network.load_state_dict(state)

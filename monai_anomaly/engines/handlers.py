@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.engine import Events
 
 from monai_anomaly.calibration import ConformalCalibration, drift_report, scan_facts
 from monai_anomaly.data.image_statistics import confounders, image_statistics
@@ -28,7 +27,7 @@ from monai_anomaly.metrics import (
     lesion_table,
 )
 from monai_anomaly.networks import AnomalyDetector
-from monai_anomaly.report import CaseResult, Evaluation, case_slice, findings, write_report
+from monai_anomaly.report import CaseResult, CaseSlice, Evaluation, case_slice, findings, write_report
 
 from .evaluator import CohortEvaluator, ScanEvents
 from .inferer import foreground_of
@@ -48,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 _PREDICTIONS: tuple[str, ...] = ("case", "image", "patient", "label", "anomaly_score", "p_value", "patient_p_value")
 _PREDICTIONS += ("flagged", "threshold", "alpha", "no_mask")
-# Scans between two writings of the tables.
-_EVERY = 20
+# The table of predictions is written again once it has grown by this part: time stays linear in the scans.
+_SHARE = 20
 # Rates of false alarms that lesions are counted at beside alpha itself: multiples of alpha for the family-wise ones,
 # as they are for the per-voxel ones.
 _FAMILY_MULTIPLES = (1, 2, 4)
@@ -57,38 +56,66 @@ _VOXEL_RATES = (1e-2, 1e-3)
 
 
 class _ScanHandler:
-    """Starts anew with each run, takes in each scan, ends with the run."""
+    """Starts anew with each run, takes in each scan, ends with the run.
+
+    What it needs of a scan is ``kept``; a handler that is ``storable`` needs so little that it is written into the
+    case's folder, for a run that goes on later.
+    """
+
+    storable = False
+    # False: nothing of the scans is needed.
+    keeps = True
+
+    @property
+    def name(self) -> str:
+        """Under which its part of a scan is kept: other names have other parts."""
+        return type(self).__name__
 
     def attach(self, engine: CohortEvaluator) -> None:
         """Have the evaluator call this handler."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(ScanEvents.SCAN_COMPLETED, self._add)
-        engine.add_event_handler(Events.COMPLETED, self.end)
+        engine.add_event_handler(ScanEvents.COHORT_STARTED, self.start)
+        if self.keeps:
+            engine.add_event_handler(ScanEvents.SCAN_COMPLETED, self._add)
+        engine.add_event_handler(ScanEvents.COHORT_COMPLETED, self.end)
 
     def start(self, engine: CohortEvaluator) -> None:
         """Forget an earlier run."""
 
+    def kept(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a scan's dictionary that ``add`` needs.
+
+        Args:
+            data: the scan's dictionary.
+
+        Returns:
+            If ``storable``: numbers, texts, truth values, None, arrays, and lists and dictionaries of them.
+        """
+        return data
+
     def _add(self, engine: CohortEvaluator) -> None:
-        self.add(engine.state.output)
+        self.add({**engine.state.kept[self.name], "item": engine.state.output["item"]})
 
     def add(self, data: Mapping[str, Any]) -> None:
-        """Take in a scan's dictionary."""
+        """Take in a scan: what ``kept`` gave, and its ``item``."""
 
     def end(self, engine: CohortEvaluator) -> None:
         """Write what was found."""
 
 
 class PredictionsHandler(_ScanHandler):
-    """Writes ``predictions.csv`` and, where scans failed, ``failures.csv``, every 20 scans and at the end.
+    """Writes ``predictions.csv`` and, where scans failed, ``failures.csv``, as scans complete and at the end.
 
     Args:
         output_dir: where to.
         network: the detector, whose calibration gives the patients' p-values.
     """
 
+    storable = True
+
     def __init__(self, output_dir: str | Path, network: AnomalyDetector) -> None:
         self.output_dir, self.calibration = Path(output_dir), network.calibration
         self.rows: list[dict[str, Any]] = []
+        self._next = 1
 
     def attach(self, engine: CohortEvaluator) -> None:
         """See the base."""
@@ -99,30 +126,39 @@ class PredictionsHandler(_ScanHandler):
 
     def start(self, engine: CohortEvaluator) -> None:
         """See the base."""
-        self.rows = []
+        self.rows, self._next = [], 1
+
+    def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base."""
+        mask, settings = data.get("anomaly_mask"), data.get("mask_settings", {})
+        return {
+            "anomaly_score": data["anomaly_score"],
+            "p_value": data.get("p_value"),
+            "flagged": None if mask is None else int(mask.any()),
+            "threshold": settings.get("threshold"),
+            "alpha": None if mask is None else settings.get("alpha"),
+            "no_mask": settings.get("no_mask") or None,
+        }
 
     def add(self, data: Mapping[str, Any]) -> None:
         """See the base."""
-        item, mask, settings = data["item"], data.get("anomaly_mask"), data.get("mask_settings", {})
+        item = data["item"]
         self.rows.append(
             {
                 "case": item["case"],
                 "image": item["image"] if isinstance(item["image"], str) else ";".join(item["image"]),
                 "patient": item["patient"],
                 "label": item.get("label"),
-                "anomaly_score": data["anomaly_score"],
-                "p_value": data.get("p_value"),
                 "patient_p_value": None,  # known once all scans of the patient are
-                "flagged": None if mask is None else int(mask.any()),
-                "threshold": settings.get("threshold"),
-                "alpha": None if mask is None else settings.get("alpha"),
-                "no_mask": settings.get("no_mask") or None,
+                **{name: value for name, value in data.items() if name != "item"},
             }
         )
 
     def _write_sometimes(self, engine: CohortEvaluator) -> None:
-        if (len(self.rows) + len(engine.failures)) % _EVERY == 0:
+        done = len(self.rows) + len(engine.failures)
+        if done >= self._next:
             self.end(engine)
+            self._next = done + max(1, done // _SHARE)
 
     def end(self, engine: CohortEvaluator) -> None:
         """See the base."""
@@ -144,6 +180,8 @@ class LesionTableHandler(_ScanHandler):
         network: the detector, whose calibration gives the findings' p-values.
     """
 
+    storable = True
+
     def __init__(self, output_dir: str | Path, network: AnomalyDetector) -> None:
         self.path, self.calibration = Path(output_dir) / "lesions.csv", network.calibration
         self.rows: list[dict[str, Any]] = []
@@ -153,14 +191,18 @@ class LesionTableHandler(_ScanHandler):
         """See the base."""
         self.rows, self.masks = [], False
 
-    def add(self, data: Mapping[str, Any]) -> None:
+    def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """See the base."""
         if data.get("anomaly_mask") is None:
-            return
-        self.masks = True
-        item, affine = data["item"], _affine(data)
-        rows = lesion_table(data["anomaly_map"], data["anomaly_mask"], affine, self.calibration.map_p_value)
-        self.rows += [{"case": item["case"], "patient": item["patient"], **row} for row in rows]
+            return {"lesions": None}
+        found = lesion_table(data["anomaly_map"], data["anomaly_mask"], _affine(data), self.calibration.map_p_value)
+        return {"lesions": found}
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """See the base."""
+        item, found = data["item"], data["lesions"]
+        self.masks |= found is not None
+        self.rows += [{"case": item["case"], "patient": item["patient"], **row} for row in found or ()]
 
     def end(self, engine: CohortEvaluator) -> None:
         """See the base."""
@@ -178,6 +220,8 @@ class DriftHandler(_ScanHandler):
         network: the detector; without calibration there is no comparison.
     """
 
+    storable = True
+
     def __init__(self, output_dir: str | Path, network: AnomalyDetector) -> None:
         self.path, self.calibration = Path(output_dir) / "drift.json", network.calibration
 
@@ -188,11 +232,16 @@ class DriftHandler(_ScanHandler):
         self.scores: list[tuple[str, float]] = []
         engine.state.drift = None
 
+    def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base."""
+        foreground = data.get("foreground")
+        foreground = foreground_of(data["scan"]) if foreground is None else foreground
+        return {"facts": scan_facts(data["scan"], foreground), "anomaly_score": data["anomaly_score"]}
+
     def add(self, data: Mapping[str, Any]) -> None:
         """See the base."""
-        patient, foreground = data["item"]["patient"], data.get("foreground")
-        foreground = foreground_of(data["scan"]) if foreground is None else foreground
-        self.facts[patient].append(scan_facts(data["scan"], foreground))
+        patient = data["item"]["patient"]
+        self.facts[patient].append(data["facts"])
         self.labels[patient].add(data["item"].get("label"))
         self.scores.append((patient, data["anomaly_score"]))
 
@@ -224,7 +273,7 @@ class _DescribedHandler(_ScanHandler):
     ) -> None:
         self.output_dir, self.network, self.alpha = Path(output_dir), network, alpha
         self.description = description
-        self.name = type(network).__name__
+        self.detector = type(network).__name__
         self._begin()
 
     def _begin(self) -> None:
@@ -232,12 +281,18 @@ class _DescribedHandler(_ScanHandler):
         self.digests: list[str] = []
         self.mask_settings: Mapping[str, Any] | None = None
 
+    def _description_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        image = data["item"]["image"]
+        images = [image] if isinstance(image, str) else image
+        return {
+            "digests": [shown_digest(Path(image)) for image in images],
+            "mask_settings": data.get("mask_settings"),
+        }
+
     def _describe(self, data: Mapping[str, Any]) -> None:
-        item = data["item"]
-        images = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        self.items.append(item)
-        self.digests += [shown_digest(Path(image)) for image in images]
-        self.mask_settings = data.get("mask_settings")
+        self.items.append(data["item"])
+        self.digests += data["digests"]
+        self.mask_settings = data["mask_settings"]
 
     def settings(self, engine: CohortEvaluator) -> dict[str, Any]:
         """See ``run_settings``."""
@@ -281,7 +336,7 @@ class MetricsHandler(_DescribedHandler):
     ) -> None:
         super().__init__(output_dir, network, alpha, description)
         self.other_seeds = read_evaluations(other_seeds or ())
-        compared = {self.name: network, **(baselines or {})}
+        compared = {self.detector: network, **(baselines or {})}
         self.thresholds = {name: thresholds_of(each, alpha) for name, each in compared.items()}
 
     def _begin(self) -> None:
@@ -294,6 +349,10 @@ class MetricsHandler(_DescribedHandler):
         self.figures = CohortFigures(self.thresholds)
         engine.state.evaluation = None
 
+    def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base."""
+        return {**data, **self._description_of(data)}
+
     def add(self, data: Mapping[str, Any]) -> None:
         """See the base."""
         item, baselines = data["item"], data.get("baselines", {})
@@ -301,8 +360,8 @@ class MetricsHandler(_DescribedHandler):
         self._describe(data)
         self.figures.add(
             item,
-            {self.name: data["anomaly_score"], **{name: score for name, (_, score) in baselines.items()}},
-            {self.name: data["anomaly_map"], **{name: scores for name, (scores, _) in baselines.items()}},
+            {self.detector: data["anomaly_score"], **{name: score for name, (_, score) in baselines.items()}},
+            {self.detector: data["anomaly_map"], **{name: scores for name, (scores, _) in baselines.items()}},
             data.get("reference"),
             data.get("anomaly_mask"),
             data["scan"].meta["scan_kind"],
@@ -314,7 +373,7 @@ class MetricsHandler(_DescribedHandler):
         """See the base."""
         figures = self.figures.compute()
         found = confounders([{**item, **own} for item, own in zip(self.items, self.statistics)])
-        kinds = {name: "method" if name == self.name else "baseline" for name in self.thresholds}
+        kinds = {name: "method" if name == self.detector else "baseline" for name in self.thresholds}
         for row in found.rows:
             name = row["statistic"].replace("_", " ")
             kinds[name] = "image statistic"
@@ -355,6 +414,8 @@ class ReportHandler(_DescribedHandler):
         write: False removes the page of an earlier run, which would tell of other figures.
     """
 
+    storable = True
+
     def __init__(
         self,
         output_dir: str | Path,
@@ -366,7 +427,12 @@ class ReportHandler(_DescribedHandler):
         write: bool = True,
     ) -> None:
         super().__init__(output_dir, network, alpha, description)
-        self.slice_axis, self.show_patients, self.write = slice_axis, show_patients, write
+        self.slice_axis, self.show_patients, self.keeps = slice_axis, show_patients, write
+
+    @property
+    def name(self) -> str:
+        """See the base."""
+        return f"{super().name} {self.slice_axis}"
 
     def _begin(self) -> None:
         super()._begin()
@@ -377,12 +443,9 @@ class ReportHandler(_DescribedHandler):
         self._begin()
         self._folder = tempfile.TemporaryDirectory(prefix="monai_anomaly_")
 
-    def add(self, data: Mapping[str, Any]) -> None:
+    def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """See the base."""
-        if not self.write:
-            return
-        self._describe(data)
-        item, mask, reference = data["item"], data.get("anomaly_mask"), data.get("reference")
+        mask, reference = data.get("anomaly_mask"), data.get("reference")
         lesions, found = (None, None) if reference is None else count_lesions(reference, mask)
         drawn = case_slice(
             data["scan"],
@@ -393,24 +456,38 @@ class ReportHandler(_DescribedHandler):
             reference_mask=reference,
             by="reference" if lesions and found == 0 else "score",
         )
+        return {
+            **self._description_of(data),
+            "anomaly_score": data["anomaly_score"],
+            "p_value": data.get("p_value"),
+            "marked": None if mask is None else bool(mask.any()),
+            "lesions": lesions,
+            "lesions_found": found,
+            "slice": vars(drawn),
+        }
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """See the base."""
+        self._describe(data)
+        item, score = data["item"], data["anomaly_score"]
         calibration: ConformalCalibration = self.network.calibration
         threshold = None if self.alpha is None else calibration.score_threshold(self.alpha)
         self.cases.append(
             CaseResult(
                 name=item["case"],
-                score=data["anomaly_score"],
+                score=score,
                 label=item.get("label"),
-                p_value=data.get("p_value"),
-                flagged=None if threshold is None else data["anomaly_score"] > threshold,
-                marked=None if mask is None else bool(mask.any()),
+                p_value=data["p_value"],
+                flagged=None if threshold is None else score > threshold,
+                marked=data["marked"],
                 patient=item["patient"],
-                lesions=lesions,
-                lesions_found=found,
-                pictures=self._kept(drawn),
+                lesions=data["lesions"],
+                lesions_found=data["lesions_found"],
+                pictures=self._put_aside(CaseSlice(**data["slice"])),
             )
         )
 
-    def _kept(self, drawn: Any) -> Callable[[], Any]:
+    def _put_aside(self, drawn: CaseSlice) -> Callable[[], Any]:
         path = Path(self._folder.name) / f"{len(self.cases)}.pickle"
         path.write_bytes(pickle.dumps(drawn))
         return partial(_load_slice, path)
@@ -418,7 +495,7 @@ class ReportHandler(_DescribedHandler):
     def end(self, engine: CohortEvaluator) -> None:
         """See the base."""
         page = self.output_dir / "report.html"
-        if not self.write:
+        if not self.keeps:
             page.unlink(missing_ok=True)
             return
         evaluation = getattr(engine.state, "evaluation", None) or Evaluation(self.settings(engine))

@@ -27,12 +27,13 @@ from monai_anomaly.calibration import MaskCleanup, check_rate, least_normals
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import ensure_writable
-from monai_anomaly.io.case import write_case
+from monai_anomaly.io.case import own_files, write_case
 from monai_anomaly.io.reference_masks import load_mask
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.report.overview import draw_overview
 
 from .inferer import StackInferer, foreground_of
+from .run_folder import RUN_FILES
 
 __all__ = [
     "CalibratedMapd",
@@ -382,9 +383,12 @@ class SaveCased(SaveImaged):
         ensure_writable(self.output_dir)
 
     def __call__(self, data: Scan) -> Scan:
-        folder = self.output_dir / data["item"]["case"]
-        # A case's folder is replaced whole: never do that to one that holds anything else.
-        if folder.exists() and not any(folder.glob("anomaly_map.*")):
+        case = data["item"]["case"]
+        # of one part below output_dir, whoever made the item, and not in the way of the run's own files
+        if case in ("", ".", "..", ".lock", *RUN_FILES) or case != Path(case).name or "\\" in case:
+            raise InputError(f"case {case!r}", "cannot be a case's folder", "Give the scan another case name.")
+        folder = self.output_dir / case
+        if folder.exists() and not own_files(folder):
             raise InputError(
                 folder, "exists and holds something else than a result", "Choose another output_dir for the results."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from monai_anomaly.data.split import describe_split
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import ensure_writable
 from monai_anomaly.io.content import content_hash
+from monai_anomaly.io.lock import folder_lock
 from monai_anomaly.io.tables import write_csv
 from monai_anomaly.networks import AnomalyDetector
 
@@ -195,7 +197,14 @@ class DetectorTraining:
 
         Returns:
             The loss history (see ``train_stages``).
+
+        Raises:
+            InputError: if another process trains into the output folder.
         """
+        with folder_lock(self.output_dir / "training") if first_process() else nullcontext():
+            return self._run()
+
+    def _run(self) -> list[dict[str, Any]]:
         identity = self.identity()
         history = train_stages(
             self.stages,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["atomic_folder", "atomic_path", "ensure_writable"]
+__all__ = ["atomic_folder", "atomic_path", "clear_aside", "ensure_writable", "others_in"]
+
+# What files and folders are called while they are written or replaced.
+_ASIDE = re.compile(r"\.[0-9a-f]{32}(\..*)?")
 
 
 def ensure_writable(folder: str | Path) -> Path:
@@ -81,38 +85,104 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, own: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
     """Fill a folder aside and rename it into place when the block ends well.
 
     Args:
-        path: the folder to write. One that exists is replaced whole: every file in it goes. Its parent is made where
-            it is missing.
+        path: the folder to write. Its parent is made where it is missing.
+        own: names the entries of an existing folder that are replaced; all others stay. None: it is replaced whole.
 
     Yields:
         A new, empty, hidden folder beside ``path``. When the block raises, it is removed and ``path`` is left as it
-        was.
+        was. After a kill ``clear_aside`` does the same.
 
     Raises:
-        InputError: if the parent cannot be written to, or ``path`` is a file.
+        InputError: if the parent cannot be written to, ``path`` is a file, or an entry that is to stay has the name of
+            a new one.
     """
     path = Path(path)
     parent = ensure_writable(path.parent)
     if path.exists() and not path.is_dir():
         raise InputError(path, "is a file, where a folder is to be written", "Move it away or choose another name.")
     token = uuid.uuid4().hex
-    temporary, replaced = parent / f".{token}.new", parent / f".{token}.old"
+    # the name within tells clear_aside where a replaced folder belongs
+    temporary, replaced = parent / f".{token}.new", parent / f".{token}.old" / path.name
     try:
         temporary.mkdir()
         yield temporary
+        if own is not None and path.is_dir():
+            for entry in others_in(path, own):
+                if (temporary / entry.name).exists():
+                    raise InputError(entry, "was not written by this package, and would be replaced", "Rename it.")
+                _link(entry, temporary / entry.name)
         for entry in [*temporary.rglob("*"), temporary]:
-            _sync(entry)
+            if not entry.is_symlink():
+                _sync(entry)
         if path.is_dir():
+            replaced.parent.mkdir()
             os.replace(path, replaced)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.is_dir() and not path.exists():
             os.replace(replaced, path)
+        if replaced.parent.is_dir():
+            replaced.parent.rmdir()
         raise
     _sync(parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(replaced.parent, ignore_errors=True)
+
+
+def clear_aside(folder: str | Path, own: Callable[[Path], Collection[str]]) -> None:
+    """Undo what killed processes left of ``atomic_path`` and ``atomic_folder``; call it while none is at work there.
+
+    Args:
+        folder: that their targets lie in.
+        own: see ``atomic_folder``.
+    """
+    folder = Path(folder)
+    for entry in [entry for entry in folder.iterdir() if _ASIDE.fullmatch(entry.name)]:
+        if not entry.is_dir():
+            entry.unlink()
+            continue
+        if entry.suffix == ".old":
+            for replaced in list(entry.iterdir()):
+                target = folder / replaced.name
+                if not target.exists():
+                    os.replace(replaced, target)
+                    continue
+                for other in others_in(replaced, own):
+                    if not (target / other.name).exists():
+                        os.replace(other, target / other.name)
+        shutil.rmtree(entry)
+
+
+def others_in(folder: Path, own: Callable[[Path], Collection[str]]) -> list[Path]:
+    """The entries of a folder that are somebody else's.
+
+    Args:
+        folder: need not exist.
+        own: see ``atomic_folder``.
+
+    Returns:
+        Their paths; what a killed process left half written is nobody's.
+    """
+    if not folder.is_dir():
+        return []
+    names = own(folder)
+    return [entry for entry in folder.iterdir() if entry.name not in names and not _ASIDE.fullmatch(entry.name)]
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file or folder under a second name: links cost nothing, and the first name stays until all is done."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # file systems without hard links
+        shutil.copy2(source, target, follow_symlinks=False)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.atomic import atomic_folder
+from monai_anomaly.io.atomic import atomic_folder, atomic_path, others_in
+from monai_anomaly.io.tables import write_json
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["write_case"]
+__all__ = ["own_files", "read_record", "write_case", "write_record"]
+
+_RECORD, _ARRAYS = "case.json", "case.npz"
+# Files of versions that wrote no record.
+_OWN = re.compile(r"(anomaly_(map|mask|logp|zscore)|restoration(_\d+)?|overview)\.(nii\.gz|tiff|png)")
 
 # The header's field for a description is 80 bytes with a closing zero.
 _DESCRIPTION_BYTES = 79
@@ -51,8 +59,7 @@ def write_case(
     each, counted from 0. All lie on the image as viewers show it, turned as its EXIF orientation says.
 
     Args:
-        folder: the case's folder. One that exists is replaced whole, so that no file of an earlier run stays behind:
-            give a folder that holds nothing else.
+        folder: the case's folder. Of one that exists all files of an earlier run go; what others put there stays.
         scan: the scan as loaded, (C, X, Y, Z), or (C, rows, columns, 1) for an image, with ``scan_kind``, ``source``
             and, of a NIfTI source, ``nifti_header`` in its meta.
         anomaly_map: anomaly scores, (X, Y, Z).
@@ -63,10 +70,13 @@ def write_case(
             written float32 as the anomaly map is (an image's as TIFF alone).
         also: writes further files into the folder that it is given, before the case appears.
 
+    ``case.json`` lists the ``files`` of the case, and the ``others`` that were there.
+
     Raises:
-        InputError: if the folder cannot be written to.
+        InputError: if the folder cannot be written to, or a file of others has the name of one that is to be written.
         ValueError: if an array's shape does not fit the scan's, or the description is too long.
     """
+    folder = Path(folder)
     channels, *spatial = scan.shape
     for name, array, shape in (
         ("anomaly_map", anomaly_map, tuple(spatial)),
@@ -79,22 +89,85 @@ def write_case(
     if len(mask_description.encode()) > _DESCRIPTION_BYTES:
         raise ValueError(f"mask_description is longer than {_DESCRIPTION_BYTES} bytes: {mask_description!r}.")
     anomaly_map, restoration = np.asarray(anomaly_map, np.float32), np.asarray(restoration, np.float32)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, own_files) as temporary:
         if also is not None:
             also(temporary)
         if scan.meta["scan_kind"] == "image":
             _write_picture(temporary, scan, anomaly_map, restoration, anomaly_mask)
             for name, (extra, _) in (extra_maps or {}).items():
                 _save_tiff(extra, temporary / f"{name}.tiff")
-            return
-        grid = _Grid(scan)
-        grid.save(temporary / "anomaly_map.nii.gz", anomaly_map, "anomaly map")
-        stacked = restoration[0] if channels == 1 else np.moveaxis(restoration, 0, -1)
-        grid.save(temporary / "restoration.nii.gz", stacked, "restoration")
-        if anomaly_mask is not None:
-            grid.save(temporary / "anomaly_mask.nii.gz", anomaly_mask.astype(np.uint8), mask_description)
-        for name, (extra, description) in (extra_maps or {}).items():
-            grid.save(temporary / f"{name}.nii.gz", np.asarray(extra, np.float32), description)
+        else:
+            grid = _Grid(scan)
+            grid.save(temporary / "anomaly_map.nii.gz", anomaly_map, "anomaly map")
+            stacked = restoration[0] if channels == 1 else np.moveaxis(restoration, 0, -1)
+            grid.save(temporary / "restoration.nii.gz", stacked, "restoration")
+            if anomaly_mask is not None:
+                grid.save(temporary / "anomaly_mask.nii.gz", anomaly_mask.astype(np.uint8), mask_description)
+            for name, (extra, description) in (extra_maps or {}).items():
+                grid.save(temporary / f"{name}.nii.gz", np.asarray(extra, np.float32), description)
+        others = sorted(path.name for path in others_in(folder, own_files))
+        files = sorted(path.name for path in temporary.iterdir())
+        write_json(temporary / _RECORD, {"files": files, "others": others})
+
+
+def own_files(folder: str | Path) -> set[str]:
+    """The entries of a case's folder that this package wrote.
+
+    Args:
+        folder: of a case; it need not exist.
+
+    Returns:
+        Their names: those that the case's record lists, or without one those of an earlier version that are there.
+    """
+    folder = Path(folder)
+    try:
+        return {_RECORD, _ARRAYS, *map(str, json.loads((folder / _RECORD).read_text(encoding="utf-8"))["files"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {path.name for path in folder.glob("*") if _OWN.fullmatch(path.name)}
+
+
+def write_record(folder: str | Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Note in ``case.json`` that a case is finished: its ``files``, and what is to be known of it without them.
+
+    Args:
+        folder: of the case, as ``write_case`` and what came after it left it.
+        record: JSON-able.
+        arrays: by name; written to ``case.npz``.
+    """
+    folder = Path(folder)
+    try:
+        others = set(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["others"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # not of write_case
+    if arrays:
+        with atomic_path(folder / _ARRAYS) as path:
+            named: dict[str, Any] = {**arrays}
+            np.savez_compressed(path, **named)
+    files = sorted(path.name for path in folder.iterdir() if path.name not in others)
+    write_json(folder / _RECORD, {"files": files, "others": sorted(others), **record})
+
+
+def read_record(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What ``write_record`` was given.
+
+    Args:
+        folder: of a case; it need not exist.
+
+    Returns:
+        None if the case is not finished, or misses one of its files.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        if "run" not in record or not all((folder / name).exists() for name in record["files"]):
+            return None
+        arrays: dict[str, np.ndarray] = {}
+        if _ARRAYS in record["files"]:
+            with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+                arrays = dict(file)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
+        return None
+    return record, arrays
 
 
 class _Grid:
