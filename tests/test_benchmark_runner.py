@@ -331,6 +331,26 @@ def test_a_suite_tells_the_reader_of_a_set_what_a_patient_is(tmp_path: Path) -> 
     assert row["facts"]["patients"] == "known"
 
 
+@pytest.mark.parametrize(("paper", "held_out"), [("itae", 0), ("hfrae", 0), ("proxyano", 0), ("ddrid", 6), ("daad", 6)])
+def test_the_papers_scale_trains_on_all_normals(paper: str, held_out: int, tmp_path: Path) -> None:
+    limits = load_suite(paper).limits("paper")
+    sides = split_normals(Stripes().problem("masks").training, limits["held_out"], limits["calibration"], 0)
+    whole = len(Stripes().problem("masks").training)
+    assert len(sides.calibration) == 0
+    assert len(sides.held_out) == round(limits["held_out"] * whole) == held_out * whole // 60
+    assert len(sides.training) == whole - len(sides.held_out)
+
+
+def test_a_run_without_calibration_has_no_rates_and_says_why(tmp_path: Path) -> None:
+    scales = {"smoke": {"resamples": 0, "held_out": 0.0, "calibration": 0.0}}
+    suite = load_suite(tiny_suite(tmp_path, scales=scales, methods=["zscore"]))
+    assert not benchmark(tmp_path, "out", suite=suite, options={}).run().failures
+    (row,) = read_results([tmp_path / "out"])
+    assert (row["pictures"]["held_out"], row["pictures"]["calibration"]) == (0, 0)
+    assert row["metrics"]["decision"]["true_positive_rate"] is None
+    assert "there are 0" in row["metrics"]["decision"]["undefined"]["true_positive_rate"]
+
+
 def test_several_sets_of_a_suite_may_be_in_one_layout(tmp_path: Path) -> None:
     folders = {"layout": "folders", "channels": 1, "image_size": [16, 16]}
     sets = {

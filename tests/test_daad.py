@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from monai_anomaly import networks
+from monai_anomaly.benchmarks import load_suite
+from monai_anomaly.benchmarks.training import merged_config
 from monai_anomaly.engines import DAADTrainer, train_stages
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.losses import DAADLoss
@@ -733,3 +736,53 @@ def test_the_bundle_flips_both_ways_and_names_the_detectors_arguments() -> None:
     for name in names - {"in_channels", "image_size", "division_rates"}:
         given = parser["network_def"][name]
         assert given == (list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]), name
+
+
+def of_suite(name: str, method: str, scale: str, **options: Any) -> ConfigParser:
+    """The config of a method on a set of the suite of the paper's tables."""
+    suite = load_suite("daad")
+    return merged_config(
+        suite.method(method).files,
+        {
+            "dataset_dir": "nowhere",
+            "device": "cpu",
+            "image_size": suite.settings(name, scale)["image_size"],
+            **suite.options(name, method, scale),
+            **options,
+        },
+    )
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("method", ["daad", "daad_plus", "daad_autoencoder", "daad_single_scale_memory"])
+def test_digits_are_not_flipped_and_products_are(method: str, scale: str) -> None:
+    """Section 4.1 gives the flips with MVTec AD; a flipped 6 is another digit."""
+    assert of_suite("mnist", method, scale).get_parsed_content("slice_transform") is None
+    assert of_suite("cifar10", method, scale).get_parsed_content("slice_transform").flipper.spatial_axis == 1
+    assert len(of_suite("mvtec_ad", method, scale).get_parsed_content("slice_transform").transforms) == 2
+
+
+def test_blocks_cover_as_many_pixels_at_32_as_at_256() -> None:
+    sides = {}
+    for name in ("mnist", "mvtec_ad"):
+        with torch.device("meta"):
+            network = of_suite(name, "daad", "paper").get_parsed_content("network_def")
+        sides[name] = [math.isqrt(bank.item_dim // bank.shape[0]) for bank in network.generator.memories]
+    assert sides["mnist"] == sides["mvtec_ad"] == [16, 8, 4, 2]
+
+
+def test_every_row_of_table_6_has_the_videos_schedule() -> None:
+    for method in ("daad", "daad_plus", "daad_autoencoder", "daad_autoencoder_skip", "daad_single_scale_memory"):
+        parser = of_suite("ped2", method, "paper")
+        assert [parser[key] for key in ("max_epochs", "batch_size", "learning_rate")] == [60, 4, 0.0002], method
+        if "autoencoder" not in method:
+            assert parser["network_def"]["num_items"] == 2000
+
+
+@pytest.mark.parametrize(("name", "side", "item"), [("mnist", 28, 64 * 16), ("cifar10", 32, 256 * 4)])
+def test_memae_has_its_form_for_small_images(name: str, side: int, item: int) -> None:
+    parser = of_suite(name, "memae", "paper")
+    assert parser["image_size"] == [side, side]
+    network = parser.get_parsed_content("network_def")
+    assert network.memory.items.shape == (100 if name == "mnist" else 500, item)
+    assert network(torch.rand(2, 1, side, side)).shape == (2, 1, side, side)

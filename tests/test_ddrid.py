@@ -197,6 +197,34 @@ def test_losses_are_equations_3_to_6(saturating: bool, reduction: str) -> None:
     assert d_loss == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_a_joint_batch_lets_the_critic_see_mean_and_spread() -> None:
+    """Batch normalisation takes both away from each of two batches, which leaves it the shape alone."""
+    centre = torch.zeros(6)
+    found = {}
+    for joint in (False, True):
+        torch.manual_seed(0)
+        critic, loss = LatentDiscriminator(6, 8), DDRIDLoss(joint_batch=joint)
+        optimizer = torch.optim.Adam(critic.parameters(), 0.02)
+        for _ in range(60):
+            z = 5.0 + 2.0 * torch.randn(64, 6)
+            optimizer.zero_grad()
+            loss.discriminator(critic, z, centre).backward()
+            optimizer.step()
+        with torch.no_grad():
+            z = 5.0 + 2.0 * torch.randn(64, 6)
+            found[joint] = float(loss.discriminator(critic, z, centre))
+            terms = loss(critic, torch.rand(64, 1, 2, 2), (torch.zeros(64, 1, 2, 2),) * 2, z, centre)
+            assert (float(terms["latent"]) > -0.1) == joint  # log(1 - D): D is sure of the codes
+    assert found[True] < 0.1 < 1.0 < found[False]  # 2 log 2 = 1.39 is a guess
+
+
+def test_encoders_may_go_without_biases() -> None:
+    detector = small(encoder_bias=False)
+    for network in (detector.class_network, detector.residual_network):
+        assert not any(name.endswith("bias") for name, _ in network.encoder.named_parameters())
+        assert any(name.endswith("bias") for name, _ in network.decoder.named_parameters())
+
+
 def test_samples_are_normal_around_the_centre() -> None:
     torch.manual_seed(0)
     centre = torch.tensor([1.0, -2.0, 0.0])

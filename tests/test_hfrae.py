@@ -21,6 +21,7 @@ from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.engines import (
     EncoderAutoencoder,
     EncoderPretrainingTrainer,
+    FeatureCache,
     HFRAETrainer,
     fill_encoder,
     own_encoder_source,
@@ -555,6 +556,46 @@ def test_the_rate_follows_a_schedule(tmp_path: Path) -> None:
     trainers = stages(network, 1, 3, schedule=True)
     train_stages(trainers, network, tmp_path, progress=False)
     assert trainers[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_features_are_computed_once_and_training_is_the_same(tmp_path: Path) -> None:
+    """Whatever the order and the batches; in half precision, so that weights differ by its rounding."""
+
+    def run(gibibytes: float, epochs: int, folder: Path) -> tuple[HFRAETrainer, HFRAE, dict[str, Any]]:
+        torch.manual_seed(0)
+        network = HFRAE(**STRIDED)
+        loader, held_out = DataLoader(stripes(16), 8, shuffle=True), DataLoader(stripes(4, seed=1), 4)
+        optimizer = torch.optim.SGD(network.decoder.parameters(), lr=0.1, momentum=0.9)
+        trainer = HFRAETrainer(
+            network,
+            "cpu",
+            epochs,
+            loader,
+            optimizer,
+            val_data_loader=held_out,
+            allow_random=True,
+            feature_cache=gibibytes,
+        )
+        return trainer, network, train_stages([trainer], network, folder, progress=False)[-1]
+
+    assert run(1.0, 4, tmp_path / "long")[0].encode.encoded == 20  # 16 training and 4 held-out images
+    _, network, last = run(1.0, 1, tmp_path / "kept")
+    _, plain, expected = run(0.0, 1, tmp_path / "plain")
+    for key, value in plain.decoder.state_dict().items():
+        torch.testing.assert_close(network.decoder.state_dict()[key], value, rtol=1e-2, atol=2e-3)
+    assert last["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
+
+
+def test_the_memory_for_features_is_bounded() -> None:
+    network = HFRAE(**STRIDED).eval()
+    images = torch.stack([item["image"] for item in stripes(4)])
+    one = sum(level[:1].numel() * 2 for level in network.encode(images))
+    cache = FeatureCache(network.encode, 2.5 * one / 2**30)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        for level, expected in zip(cache(images[order]), network.encode(images[order]), strict=True):
+            assert level.dtype == torch.float32
+            torch.testing.assert_close(level, expected, rtol=1e-3, atol=1e-3)
+    assert cache.encoded == 4 + 2  # two of them are kept
 
 
 def test_random_encoders_are_refused(tmp_path: Path) -> None:

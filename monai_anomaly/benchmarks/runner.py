@@ -352,7 +352,8 @@ class BenchmarkRun:
         )
         trained_at, cpu_trained_at = time.perf_counter(), time.process_time()
         network = trained.network
-        calibrate_images(network, trained.reader, sides.calibration)
+        if len(sides.calibration):
+            calibrate_images(network, trained.reader, sides.calibration)
         start_scoring = time.perf_counter()
         found = score_images(network, trained.reader, test)
         scored_at = time.perf_counter()

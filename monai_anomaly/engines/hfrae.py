@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +18,47 @@ from monai_anomaly.networks import HFRAE
 
 from .stages import StageTrainer, distributed
 
-__all__ = ["HFRAETrainer"]
+__all__ = ["FeatureCache", "HFRAETrainer"]
 
 logger = logging.getLogger(__name__)
+
+
+class FeatureCache:
+    """Features of a frozen encoder, computed once for each image and kept in memory in half precision.
+
+    An image is known by the SHA-256 of its values, so that order and batches do not matter. What comes from the memory
+    equals what was just computed: both are rounded, and images are encoded one by one.
+
+    Args:
+        encode: from images (B, C, H, W) to feature maps, a whole number for each image; it must not change.
+        gibibytes: bound of the memory; images beyond it are encoded anew each time.
+
+    Attributes:
+        encoded: how many images went through the encoder.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], list[Tensor]], gibibytes: float) -> None:
+        self.encode = encode
+        self.bytes_left = int(gibibytes * 2**30)
+        self.encoded = 0
+        self._kept: dict[bytes, list[Tensor]] = {}
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of a batch on its device, in its precision."""
+        features = [self._of_one(one[None]) for one in image]
+        return [torch.cat(level).to(image.device, image.dtype) for level in zip(*features, strict=True)]
+
+    def _of_one(self, image: Tensor) -> list[Tensor]:
+        key = hashlib.sha256(image.cpu().numpy().tobytes()).digest()
+        if key in self._kept:
+            return self._kept[key]
+        self.encoded += 1
+        features = [level.detach().half().cpu() for level in self.encode(image)]
+        size = sum(level.nbytes for level in features)
+        if size <= self.bytes_left:
+            self.bytes_left -= size
+            self._kept[key] = features
+        return features
 
 
 class HFRAETrainer(StageTrainer):
@@ -34,6 +74,8 @@ class HFRAETrainer(StageTrainer):
         options: further arguments of ``StageTrainer``; ``lr_schedulers``: stepped after each epoch; the paper calls
             0.4 the initial rate and gives no schedule.
         allow_random: train on an encoder with random weights: for tests.
+        feature_cache: GiB of memory for the encoder's features, which then are computed once (see ``FeatureCache``);
+            0: none, which is right for augmented images.
     """
 
     stage = "feature reconstruction"
@@ -47,6 +89,7 @@ class HFRAETrainer(StageTrainer):
         optimizer: Optimizer,
         loss_function: nn.Module | None = None,
         allow_random: bool = False,
+        feature_cache: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -62,6 +105,8 @@ class HFRAETrainer(StageTrainer):
         self.optimizer = optimizer
         self.loss_function = loss_function or HierarchicalFeatureLoss()
         self.allow_random = allow_random
+        # The encoder does not change within this stage.
+        self.encode = FeatureCache(network.encode, feature_cache) if feature_cache > 0 else network.encode
 
     def prepare(self) -> None:
         """See ``StageTrainer.prepare``.
@@ -82,7 +127,7 @@ class HFRAETrainer(StageTrainer):
         """See ``StageTrainer.training_step``."""
         self.network.train()
         with self.autocast():
-            f_enc = self.detector.encode(batch["image"])
+            f_enc = self.encode(batch["image"])
             f_dec = self.decoder(self.detector.decoder_input(f_enc))
         loss = self.loss_function(self.detector.residuals(f_enc, f_dec))
         self.optimise(self.optimizer, loss)
@@ -90,5 +135,5 @@ class HFRAETrainer(StageTrainer):
 
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """See ``StageTrainer.validation_loss``."""
-        f_enc = self.detector.encode(batch["image"])
+        f_enc = self.encode(batch["image"])
         return self.loss_function(self.detector.residuals(f_enc, self.detector.decode(f_enc)))

@@ -20,12 +20,17 @@ class DDRIDLoss(nn.Module):
         sigma: standard deviation of N(Z_C, sigma^2 I) in Eq. 4. The paper says "a small value" and never which.
         reduction: of the squared norms in L_OC and L_R: ``"sum"`` over the elements, as printed, or ``"mean"``.
         saturating: E_C minimises ``log(1 - D_L(E_C(X)))``, as printed; False: ``-log D_L(E_C(X))``.
+        joint_batch: D_L sees samples and codes in one batch. False: one after the other (Algorithm 1 draws two
+            batches); D_L's batch normalisation then takes mean and spread away from each, which is what tells them
+            apart.
 
     Raises:
         ValueError: for a negative ``sigma`` or an unknown reduction.
     """
 
-    def __init__(self, sigma: float = 0.1, reduction: str = "sum", saturating: bool = True) -> None:
+    def __init__(
+        self, sigma: float = 0.1, reduction: str = "sum", saturating: bool = True, joint_batch: bool = False
+    ) -> None:
         super().__init__()
         if sigma < 0.0:
             raise ValueError(f"sigma is not negative, got {sigma}")
@@ -33,6 +38,7 @@ class DDRIDLoss(nn.Module):
         self.one_class = OneClassLoss(reduction)
         self.squared_error = SquaredErrorLoss(reduction)
         self.adversarial = AdversarialLoss(saturating)
+        self.joint_batch = joint_batch
 
     def forward(
         self,
@@ -56,7 +62,10 @@ class DDRIDLoss(nn.Module):
             ``error`` (Eq. 3 + Eq. 5, which need no D_L).
         """
         one_class = self.one_class(z, centre)
-        latent = self.adversarial.generator(discriminator(z))
+        if self.joint_batch:
+            latent = self.adversarial.generator(discriminator(torch.cat([self.sample(len(z), centre), z]))[len(z) :])
+        else:
+            latent = self.adversarial.generator(discriminator(z))
         rec = self.reconstruction(image, decomposition)
         return {
             "loss": one_class + latent + rec,
@@ -83,5 +92,9 @@ class DDRIDLoss(nn.Module):
             z: E_C(X), shape (B, D).
             centre: Z_C, shape (D,).
         """
-        real = discriminator(self.sample(len(z), centre))
-        return self.adversarial.discriminator(real, discriminator(z.detach().to(centre.dtype)))
+        sample, code = self.sample(len(z), centre), z.detach().to(centre.dtype)
+        if self.joint_batch:
+            real, fake = discriminator(torch.cat([sample, code])).split(len(z))
+        else:
+            real, fake = discriminator(sample), discriminator(code)
+        return self.adversarial.discriminator(real, fake)

@@ -78,6 +78,8 @@ class DDRID(AnomalyDetector):
         pixel_map: ``"template"``: the terms of Eq. 8 per pixel, (R_C(x) - D_C(Z_C))^2, or their absolute value with the
             Euclidean distance; ``"restoration"``: |x - R_C(x)|; ``"residual"``: |R_N(x)|. The paper defines none. The
             mean over channels.
+        encoder_bias: of E_C and E_N. Table 1 is silent; Deep SVDD, whose loss Eq. 3 is, has none, since an encoder with
+            biases can map every image to Z_C. False: no learnt scale and shift of their batch normalisation either.
 
     Attributes:
         centre: Z_C, shape (latent_channels,).
@@ -114,6 +116,7 @@ class DDRID(AnomalyDetector):
         selection: str = "paper",
         distance: str = "squared",
         pixel_map: str = "template",
+        encoder_bias: bool = True,
     ) -> None:
         side = square_side(image_size)
         super().__init__(spatial_dims, in_channels, size_divisor=side)
@@ -140,7 +143,9 @@ class DDRID(AnomalyDetector):
 
         def network() -> LatentAutoencoder:
             return LatentAutoencoder(
-                DCGANEncoder(in_channels, side, channels, latent_channels, order, first_norm),
+                DCGANEncoder(
+                    in_channels, side, channels, latent_channels, order, first_norm, encoder_bias, encoder_bias
+                ),
                 DCGANDecoder(in_channels, side, channels, latent_channels, order, projection, output_activation),
             )
 

@@ -55,10 +55,10 @@ class InverseTransformAutoEncoder(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = (64, 128, 256, 512, 512),
-        norm: str | tuple | None = None,
+        norm: str | tuple | None = "BATCH",
         act: str | tuple | None = "RELU",
         upsample: str = "linear",
-        out_act: str | tuple | None = None,
+        out_act: str | tuple | None = "TANH",
         encoder: str = "unet",
     ) -> None:
         super().__init__()
@@ -111,11 +111,12 @@ class ITAE(AnomalyDetector):
         erasing: the erasing set, operations in tandem (see ``ErasingSet``); ``[]`` is a plain auto-encoder; None:
             graying and rotation for images of several channels, rotation for others (section 4.1.2).
         channels: of each level of the encoder (Table 10). A ``resnet34`` has its own.
-        norm: normalisation after each convolution, as in MONAI; None, as Table 10 names none. Under a linear output and
-            the paper's rate of 0.1, batch normalisation makes the first steps diverge.
+        norm: normalisation after each convolution, as in MONAI. Table 10 names none; without it SGD at the paper's rate
+            of 0.1 stays at the mean image. None: none.
         act: activation after it; Table 10 names none.
         upsample: ``"linear"``, ``"nearest"`` or ``"deconv"``; Table 10 says "UpSample".
-        out_act: activation of the output, for instance ``"tanh"``; Table 10 has none.
+        out_act: activation of the output; Tanh, whose range is that of the images. Table 10 names none; with a linear
+            output and batch normalisation the first steps at the rate of 0.1 diverge. None: linear.
         encoder: ``"unet"`` (Table 10) or ``"resnet34"`` (section 4.3).
         test_error: ``"l1"`` (Eq. 3) or ``"l2"``, its square (Table 5).
         restoration: ``"mean"`` of the T restorations, or ``"first"``, that of the first version.
@@ -145,10 +146,10 @@ class ITAE(AnomalyDetector):
         in_channels: int = 1,
         erasing: Sequence[str] | None = None,
         channels: Sequence[int] = (64, 128, 256, 512, 512),
-        norm: str | tuple | None = None,
+        norm: str | tuple | None = "BATCH",
         act: str | tuple | None = "RELU",
         upsample: str = "linear",
-        out_act: str | tuple | None = None,
+        out_act: str | tuple | None = "TANH",
         encoder: str = "unet",
         test_error: str = "l1",
         restoration: str = "mean",
