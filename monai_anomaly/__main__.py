@@ -1,8 +1,9 @@
-"""``python -m monai_anomaly``: write out the bundles, describe a cohort, run benchmarks."""
+"""``python -m monai_anomaly``: write out the bundles, describe a cohort, list DICOM series, run benchmarks."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
     datalist.add_argument("--seed", type=int, default=0)
 
+    series = commands.add_parser("series", help="list the DICOM series below a folder, and what is wrong with each")
+    series.add_argument("folder", type=Path)
+    series.add_argument("--json", action="store_true", help="JSON instead of a table")
+
     from monai_anomaly.benchmarks.cli import add_arguments, run
 
     add_arguments(commands.add_parser("benchmark", help="train and test methods on published sets"))
@@ -76,12 +81,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "bundles":
             for path in write_bundles(given.destination):
                 print(path)
+        elif given.command == "series":
+            _print_series(given.folder, given.json)
         else:
             _write_datalist(given)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_series(folder: Path, as_json: bool) -> None:
+    from monai_anomaly.io.series import list_series, series_columns
+
+    found, others = list_series(folder)
+    rows = [series_columns(series) for series in found]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print("\t".join(("uid", "modality", "description", "files", "slices", "size", "spacing", "problem")))
+        for row in rows:
+            values = (
+                " x ".join(map(str, v)) if isinstance(v, list) else " ".join(str(v).split()) for v in row.values()
+            )
+            print("\t".join(values))
+    if others:
+        listed = ", ".join(f"{what}: {count}" for what, count in sorted(others.items()))
+        print(f"passed over: {listed}", file=sys.stderr)
 
 
 def _write_datalist(given: argparse.Namespace) -> None:

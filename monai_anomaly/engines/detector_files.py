@@ -72,12 +72,13 @@ def save_detector(
     )
 
 
-def load_detector(folder: str | Path, time_point: int | None = None) -> DetectorFiles:
+def load_detector(folder: str | Path, time_point: int | None = None, series: str | None = None) -> DetectorFiles:
     """Rebuild a detector from ``model.pt`` and ``detector.json``.
 
     Args:
         folder: the folder ``models``.
         time_point: which volume of 4-D scans to read.
+        series: which series of DICOM folders with several to read (see ``load_cohort``).
 
     Returns:
         The detector with its preprocessing.
@@ -92,7 +93,7 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
     described = folder / "detector.json"
     description = _read_description(described)
     try:
-        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
+        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point, series=series)
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(described, f"not a detector's description ({error})", "Train again.") from error
     network = _build(described, description["network"])

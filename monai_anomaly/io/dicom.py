@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-__all__ = ["DICOMSeriesReader", "choose_volume", "is_dicom_file", "is_dicom_folder"]
+__all__ = [
+    "DICOMSeriesReader",
+    "choose_volume",
+    "is_dicom_file",
+    "is_dicom_folder",
+    "read_header",
+    "stack_affine",
+    "stack_slices",
+]
 
 # Suffixes that no DICOM file carries; other files are opened to see whether they are DICOM.
 _OTHER_SUFFIXES = frozenset(
@@ -70,6 +78,8 @@ _HEADER = (
     "SpacingBetweenSlices",
     "SliceThickness",
     "InstanceNumber",
+    "ImagesInAcquisition",
+    "StudyInstanceUID",
     "AcquisitionTime",
     "ContentTime",
     "SharedFunctionalGroupsSequence",
@@ -206,15 +216,17 @@ class DICOMSeriesReader(ImageReader):
             the order of acquisition number, temporal position, echo time, b-value and what else differs, then of
             instance numbers. Without it such a series is rejected, and in any case where nothing tells the images of a
             position apart.
+        series: SeriesInstanceUID of the series to read from a folder of several. Without it such a folder is rejected.
 
     References:
         DICOM PS3.3, C.7.6.2 (Image Plane Module), C.7.6.16 (functional groups), C.11.1 (Modality LUT):
         https://dicom.nema.org/medical/dicom/current/output/chtml/part03/
     """
 
-    def __init__(self, time_point: int | None = None) -> None:
+    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
         super().__init__()
         self.time_point = time_point
+        self.series = series
         self._where = Path()
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -238,17 +250,12 @@ class DICOMSeriesReader(ImageReader):
         if len(names) != 1:
             raise InputError("DICOM", f"{len(names)} paths were given", "Read one series at a time.")
         self._where = Path(names[0])
-        try:
-            headers = _read_headers(self._where)
-            _check_one_series(self._where, headers)
-            slices = [part for file, header in headers for part in _slices(self._where, file, header)]
-            return _select_stack(self._where, slices, self.time_point)
-        except InputError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
-            # pydicom converts values where they are used, and raises what the conversion does
-            problem = f"a value of the header cannot be read ({_one_line(error)})"
-            raise InputError(self._where, problem, "Export the series again.") from error
+        headers = _read_headers(self._where)
+        if self.series is not None:
+            headers = [(f, h) for f, h in headers if str(h.get("SeriesInstanceUID", "")) == self.series]
+            if not headers:
+                raise InputError(self._where, f"holds no series {self.series}", "Name one that it holds.")
+        return stack_slices(self._where, headers, self.time_point)
 
     def get_data(self, img: list[_Slice]) -> tuple[np.ndarray, dict]:
         """Array and header of what :meth:`read` returned.
@@ -265,7 +272,7 @@ class DICOMSeriesReader(ImageReader):
         """
         planes = list(self._planes(img))
         array = np.stack([plane.swapaxes(0, 1) for plane in planes], axis=2)
-        affine = _affine(self._where, img)
+        affine = stack_affine(self._where, img)
         meta = {
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
@@ -299,6 +306,63 @@ class DICOMSeriesReader(ImageReader):
             if part.tile is not None:
                 pixels = _tile(pixels, *part.tile)
             yield _scaled(self._where, pixels, dataset, part)
+
+
+def read_header(file: Path) -> Dataset:
+    """Read what the reader needs of a file's header, without pixel data.
+
+    Args:
+        file: a DICOM file, whatever its name.
+
+    Raises:
+        InvalidDicomError: where it is none.
+        EOFError: where it ends early.
+        OSError: where it cannot be opened.
+    """
+    import pydicom
+
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_HEADER, *_MOSAIC_TAGS])
+
+
+def stack_slices(where: Path, headers: list[tuple[Path, Dataset]], time_point: int | None = None) -> list[_Slice]:
+    """Order the images of one series, and check that they make one whole volume.
+
+    Args:
+        where: what errors name.
+        headers: files with their headers.
+        time_point: as for :class:`DICOMSeriesReader`.
+
+    Returns:
+        The slices of one volume, from the first to the last position.
+
+    Raises:
+        InputError: as :meth:`DICOMSeriesReader.read` does.
+    """
+    try:
+        _check_one_series(where, headers)
+        slices = [part for file, header in headers for part in _slices(where, file, header)]
+        stack = _select_stack(where, slices, time_point)
+        _warn_of_lost_images(where, headers)
+        return stack
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
+        # pydicom converts values where they are used, and raises what the conversion does
+        problem = f"a value of the header cannot be read ({_one_line(error)})"
+        raise InputError(where, problem, "Export the series again.") from error
+
+
+def _warn_of_lost_images(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
+    """Warn where an acquisition states more images than there are: a lost slice at an end leaves no gap."""
+    acquisitions = Counter(str(header.get("AcquisitionNumber")) for _, header in headers)
+    for _, header in headers:
+        stated, held = int(header.get("ImagesInAcquisition") or 0), acquisitions[str(header.get("AcquisitionNumber"))]
+        if stated > held and not header.get("NumberOfFrames"):
+            warnings.warn(
+                f"{where}: the header states {stated} images, there are {held}: the series may lack slices.",
+                stacklevel=3,
+            )
+            return
 
 
 def _one_line(error: BaseException) -> str:
@@ -342,7 +406,6 @@ def _can_decode(syntax: UID) -> bool:
 
 def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
     """Headers of the DICOM images at a path, in the order of the names; what is none is named in one warning."""
-    import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
@@ -352,7 +415,7 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
     headers, ignored, damaged = [], [], []
     for file in files:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_HEADER, *_MOSAIC_TAGS])
+            header = read_header(file)
         except (InvalidDicomError, EOFError):
             ignored.append(f"{file.name} (no DICOM)")
             if file.suffix.lower() in _DICOM_SUFFIXES or is_dicom_file(file):
@@ -381,7 +444,11 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
     if len(series) > 1:
         names = {str(h.get("SeriesInstanceUID", "no UID")): h.get("SeriesDescription") or "unnamed" for _, h in headers}
         listed = ", ".join(f"{names[uid]} [{uid}]: {count} images" for uid, count in series.items())
-        raise InputError(where, f"holds {len(series)} series ({listed})", "Put each series into a folder of its own.")
+        raise InputError(
+            where,
+            f"holds {len(series)} series ({listed})",
+            "Choose one with the option series (its UID or description), or put each into a folder of its own.",
+        )
     if any("SegmentSequence" in header for _, header in headers):
         raise InputError(where, "holds a segmentation, not a scan", "Name the scan it was drawn on.")
     seen: dict[str, Path] = {}
@@ -615,8 +682,16 @@ def _check_even_spacing(where: Path, positions: np.ndarray, along: np.ndarray) -
         raise InputError(where, problem, "Leave only one stack of slices in the folder.")
 
 
-def _affine(where: Path, slices: Sequence[_Slice]) -> np.ndarray:
-    """(4, 4) RAS affine of a stack, of one slice, or of a projection image that has a pixel spacing but no place."""
+def stack_affine(where: Path, slices: Sequence[_Slice]) -> np.ndarray:
+    """Affine of a stack, of one slice, or of a projection image that has a pixel spacing but no place.
+
+    Args:
+        where: what a warning names.
+        slices: of :func:`stack_slices`.
+
+    Returns:
+        (4, 4), voxel indices (column, row, slice) to RAS mm.
+    """
     first, last = slices[0], slices[-1]
     row_step, column_step = first.spacing or (1.0, 1.0)
     affine = np.eye(4)

@@ -17,6 +17,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
 from monai_anomaly.io.image_files import upright
+from monai_anomaly.io.series import choose_series, list_series
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,12 +110,13 @@ def scan_suffix(path: str | Path) -> str:
     return ""
 
 
-def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
+def read_voxels(path: str | Path, time_point: int | None = None, series: str | None = None) -> Voxels:
     """Read one file or DICOM folder as it is, without judging its values.
 
     Args:
         path: NIfTI, NRRD, MetaImage or MGH file, 2-D image, DICOM file, or folder of one DICOM series.
         time_point: which volume of a file or series with several, counted from 0.
+        series: which series of a DICOM folder (see ``choose_series``); other paths have no use for it.
 
     Returns:
         The voxels with their geometry.
@@ -132,7 +134,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
             raise InputError(
                 path, "the folder holds no DICOM file", "Name a scan file or the folder of one DICOM series."
             )
-        voxels = _read_dicom(path, time_point)
+        voxels = _read_dicom(path, time_point, series)
     elif suffix in NIFTI_SUFFIXES:
         voxels = _read_nifti(path, time_point)
     elif suffix in ITK_SUFFIXES:
@@ -239,8 +241,9 @@ def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarra
     return array
 
 
-def _read_dicom(path: Path, time_point: int | None) -> Voxels:
-    reader = DICOMSeriesReader(time_point=time_point)
+def _read_dicom(path: Path, time_point: int | None, series: str | None = None) -> Voxels:
+    uid = None if series is None else choose_series(path, list_series(path, nested=False)[0], series).uid
+    reader = DICOMSeriesReader(time_point=time_point, series=uid)
     array, meta = reader.get_data(reader.read(path))
     # Colour comes last from the reader.
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
@@ -336,10 +339,12 @@ class LoadScan(Transform):
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
+        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, time_point: int | None = None) -> None:
+    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
         self.time_point = time_point
+        self.series = series
 
     def __call__(self, image: str | Path | Sequence[str | Path]) -> MetaTensor:
         """Read one scan.
@@ -358,7 +363,7 @@ class LoadScan(Transform):
         paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
         if not paths:
             raise InputError("image", "the list of files is empty", "Name at least one file.")
-        read = [read_voxels(path, self.time_point) for path in paths]
+        read = [read_voxels(path, self.time_point, self.series) for path in paths]
         arrays = [_as_finite_float(path, voxels.array) for path, voxels in zip(paths, read)]
         for path, voxels in zip(paths[1:], read[1:]):
             _check_same_grid(paths[0], read[0], path, voxels)
@@ -410,11 +415,18 @@ class LoadScand(MapTransform):
         keys: the keys whose paths are replaced by scans.
         time_point: which volume of a time series to read, counted from 0.
         allow_missing_keys: whether an item may lack a key.
+        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, keys: KeysCollection, time_point: int | None = None, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        time_point: int | None = None,
+        allow_missing_keys: bool = False,
+        series: str | None = None,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadScan(time_point)
+        self.loader = LoadScan(time_point, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans of one item.
