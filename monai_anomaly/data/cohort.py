@@ -54,8 +54,10 @@ _BIDS_OTHER_SUFFIXES = frozenset(
     | {"phasediff", "phase1", "phase2", "magnitude", "magnitude1", "magnitude2"}
 )
 # Files that hold images or volumes in formats that are not read: passed over with a word, unlike notes and tables.
-_UNREAD_SUFFIXES = (".dcm.gz", ".ima.gz", ".nrrd.gz", ".nii.bz2", ".nii.zst", ".mnc", ".img", ".par", ".gipl", ".zip")
-_UNREAD_SUFFIXES += (".webp", ".gif", ".heic", ".jp2", ".svs", ".czi", ".npy", ".npz", ".seg.nrrd")
+_UNREAD_SUFFIXES = (
+    *(".dcm.gz", ".ima.gz", ".nrrd.gz", ".nii.bz2", ".nii.zst", ".seg.nrrd", ".mnc", ".img", ".par", ".gipl", ".zip"),
+    *(".webp", ".gif", ".heic", ".jp2", ".svs", ".czi", ".npy", ".npz"),
+)
 # What a table of patients cannot change of an item.
 _OWN_KEYS = ("image", "patient", "label", "mask", "case")
 
