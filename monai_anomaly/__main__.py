@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recommended.add_argument("--labelled", type=Path, help="labelled scans, none of them of the later test")
     recommended.add_argument("--options", nargs="+", default=[], metavar="[METHOD:]id=value", help="of train.yaml")
     recommended.add_argument("--seed", type=int, default=0)
+    series = commands.add_parser("series", help="list the DICOM series below a folder, and what is wrong with each")
+    series.add_argument("folder", type=Path)
+    series.add_argument("--json", action="store_true", help="JSON instead of a table")
 
     from monai_anomaly.benchmarks.cli import add_arguments, run
 
@@ -100,12 +104,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for line in package_detector(given.run, given.destination, given.bundle, given.figure, given.data_license):
                 print(line)
             print(given.destination)
+        elif given.command == "series":
+            _print_series(given.folder, given.json)
         else:
             _write_datalist(given)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_series(folder: Path, as_json: bool) -> None:
+    from monai_anomaly.io.series import list_series, series_columns
+
+    found, others = list_series(folder)
+    rows = [series_columns(series) for series in found]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print("\t".join(("uid", "modality", "description", "files", "slices", "size", "spacing", "problem")))
+        for row in rows:
+            values = (
+                " x ".join(map(str, v)) if isinstance(v, list) else " ".join(str(v).split()) for v in row.values()
+            )
+            print("\t".join(values))
+    if others:
+        listed = ", ".join(f"{what}: {count}" for what, count in sorted(others.items()))
+        print(f"passed over: {listed}", file=sys.stderr)
 
 
 def _write_datalist(given: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import warnings
@@ -20,11 +21,14 @@ from monai_anomaly.exceptions import InputError, is_plain
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.dicom import is_dicom_file, is_dicom_folder
 from monai_anomaly.io.load import DICOM_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+from monai_anomaly.io.series import AUTO, find_series
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.io.untrusted import refuse_damage
 
 if TYPE_CHECKING:
     pass
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "write_datalist"]
 
@@ -54,6 +58,11 @@ _BIDS_OTHER_SUFFIXES = frozenset(
 _OUTPUTS = frozenset({"predictions.csv", "failures.csv", "lesions.csv", "metrics.csv", "metrics.json", "drift.json"})
 _OUTPUTS |= {"report.html", "models", "training", "run.json", "dicom_web"}
 _CASE_REMEDY = "A case must be fit for a file name, and none of the files that results are written to."
+# Files that hold images or volumes in formats that are not read: passed over with a word, unlike notes and tables.
+_UNREAD_SUFFIXES = (
+    *(".dcm.gz", ".ima.gz", ".nrrd.gz", ".nii.bz2", ".nii.zst", ".seg.nrrd", ".mnc", ".img", ".par", ".gipl", ".zip"),
+    *(".webp", ".gif", ".heic", ".jp2", ".svs", ".czi", ".npy", ".npz"),
+)
 # What a table of patients cannot change of an item.
 _OWN_KEYS = ("image", "patient", "label", "mask", "case")
 
@@ -92,6 +101,7 @@ def load_cohort(
     validation_fraction: float = 0.0,
     stratify_by: Sequence[str] = STRATA,
     seed: int = 0,
+    series: str | None = None,
 ) -> Cohort:
     """Describe the cohort that a file or folder holds.
 
@@ -103,7 +113,8 @@ def load_cohort(
     ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans are test items of unknown label.
     A folder with DICOM images counts as one scan. Links to folders are followed, each folder once. One warning counts
     what is passed over: of BIDS data ``derivatives``, ``sourcedata``, 2-D images, masks, and types of data other than
-    structural images; folders of DICOM files without an image; 2-D images of a disc with a DICOMDIR.
+    structural images; folders of DICOM files without an image; 2-D images of a disc with a DICOMDIR; formats of images
+    that are not read.
 
     The patient of an item is what the datalist says, else what ``patients.csv`` in the folder says (columns ``image``,
     relative to it, and ``patient``), else the first group of ``patient_regex`` found in the relative path, else the
@@ -120,6 +131,9 @@ def load_cohort(
         stratify_by: keys of the items: patients are drawn from each combination of their values in proportion to its
             size, to within one patient. Items without the keys are a stratum of their own.
         seed: chooses these patients.
+        series: for a folder of DICOM studies as a PACS exports them: the UID or description of the series to test, one
+            of each study; ``"auto"`` takes the only one of a study that can be read as a volume. What is chosen and why
+            is logged. The scans must be read with the same ``series``.
 
     Returns:
         The cohort, with absolute paths.
@@ -140,7 +154,9 @@ def load_cohort(
     if not path.exists():
         raise InputError(path, "no such file or folder", "Check the path.")
     hold_out, single = False, False
-    if path.is_file() and path.suffix.lower() == ".json":
+    if series is not None and path.is_dir():
+        root, sides, single = path.parent, _sides(test=_series_items(path, series)), True
+    elif path.is_file() and path.suffix.lower() == ".json":
         root, sides = path.parent, _read_datalist(path)
     elif path.is_file() or (is_dicom_folder(path) and _holds_image(path)):
         root, sides, single = path.parent, _sides(test=[_item(path)]), True
@@ -252,6 +268,18 @@ def _check_fraction(option: str, fraction: float) -> None:
         raise InputError(option, f"is {fraction}", "Give a number from 0 up to, but not including, 1.")
 
 
+def _series_items(folder: Path, wanted: str) -> list[Item]:
+    """One series of each study below a folder, as scans of unknown label."""
+    items = []
+    for chosen in find_series(folder, wanted):
+        if chosen.scattered:
+            raise InputError(folder, f"series {chosen.uid}: {chosen.problem}", "Put its files into one folder.")
+        why = "the only readable volume of its study" if wanted == AUTO else f"series={wanted}"
+        logger.info("Series %s (%s, %d slices): %s", chosen.uid, chosen.description, chosen.slices, why)
+        items.append(_item(chosen.folder))
+    return items
+
+
 def _find_scans(folder: Path) -> list[Path]:
     """All scans below a folder, sorted; a folder with DICOM images is one. Hidden files and folders are passed over.
 
@@ -294,6 +322,8 @@ def _find_scans(folder: Path) -> list[Path]:
                     scans.append(path)
                 elif not suffix and not path.exists():
                     passed["link that leads nowhere"] += 1
+                elif not suffix and (ending := [end for end in _UNREAD_SUFFIXES if file.lower().endswith(end)]):
+                    passed[f"{ending[0]}, which is not read"] += 1
     left_out = {scan: "2-D image of a disc" for scan in scans if _is_picture(scan) and discs & set(scan.parents)}
     left_out |= _beside_structural(scans)
     passed.update(left_out.values())

@@ -35,6 +35,7 @@ class ScanPreprocessing(Compose):
         least_tissue: see ``tissue_slices``.
         headroom: room above the upper percentile, for lesions brighter than any normal tissue.
         time_point: which volume of a 4-D file or series to read.
+        series: which series of a DICOM folder with several to read (see ``load_cohort``).
 
     Raises:
         ValueError: for an ``image_size`` of neither two nor three numbers, ``tiles`` of a whole volume, or what
@@ -51,6 +52,7 @@ class ScanPreprocessing(Compose):
         least_tissue: float = 0.1,
         headroom: float = 1.6,
         time_point: int | None = None,
+        series: str | None = None,
     ) -> None:
         self.config: dict[str, Any] = {
             "image_size": [int(n) for n in image_size],
@@ -63,7 +65,7 @@ class ScanPreprocessing(Compose):
         }
         self.time_point = time_point
         self.least_tissue = least_tissue
-        self._load = LoadScand("image", time_point=time_point)
+        self._load = LoadScand("image", time_point=time_point, series=series)
         self._normalize = NormalizeForegroundd("image", percentiles[0], percentiles[1], headroom=headroom)
         self._grid: SliceGridd | VolumeGridd
         if len(image_size) == 2:

@@ -116,12 +116,13 @@ def save_detector(
     )
 
 
-def load_detector(folder: str | Path, time_point: int | None = None) -> DetectorFiles:
+def load_detector(folder: str | Path, time_point: int | None = None, series: str | None = None) -> DetectorFiles:
     """Rebuild a detector from ``model.pt`` and ``detector.json``.
 
     Args:
         folder: the folder ``models``.
         time_point: which volume of 4-D scans to read.
+        series: which series of DICOM folders with several to read (see ``load_cohort``).
 
     Returns:
         The detector with its preprocessing.
@@ -137,7 +138,7 @@ def load_detector(folder: str | Path, time_point: int | None = None) -> Detector
     described = folder / "detector.json"
     description = _read_description(described)
     with refuse_damage(described, "not a detector's description", "Train again."):
-        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
+        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point, series=series)
     network = _build(described, description["network"])
     _load_state(folder / "model.pt", network)
     digest = content_hash(str(folder / "model.pt"))

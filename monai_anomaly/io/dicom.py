@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-__all__ = ["DICOMSeriesReader", "choose_volume", "is_dicom_file", "is_dicom_folder"]
+__all__ = [
+    "DICOMSeriesReader",
+    "choose_volume",
+    "is_dicom_file",
+    "is_dicom_folder",
+    "read_header",
+    "stack_affine",
+    "stack_slices",
+]
 
 # Suffixes that no DICOM file carries; other files are opened to see whether they are DICOM.
 _OTHER_SUFFIXES = frozenset(
@@ -74,6 +82,8 @@ _HEADER = (
     "SpacingBetweenSlices",
     "SliceThickness",
     "InstanceNumber",
+    "ImagesInAcquisition",
+    "StudyInstanceUID",
     "AcquisitionTime",
     "ContentTime",
     "SharedFunctionalGroupsSequence",
@@ -213,15 +223,17 @@ class DICOMSeriesReader(ImageReader):
             the order of acquisition number, temporal position, echo time, b-value and what else differs, then of
             instance numbers. Without it such a series is rejected, and in any case where nothing tells the images of a
             position apart.
+        series: SeriesInstanceUID of the series to read from a folder of several. Without it such a folder is rejected.
 
     References:
         DICOM PS3.3, C.7.6.2 (Image Plane Module), C.7.6.16 (functional groups), C.11.1 (Modality LUT):
         https://dicom.nema.org/medical/dicom/current/output/chtml/part03/
     """
 
-    def __init__(self, time_point: int | None = None) -> None:
+    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
         super().__init__()
         self.time_point = time_point
+        self.series = series
         self._where = Path()
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -245,14 +257,12 @@ class DICOMSeriesReader(ImageReader):
         if len(names) != 1:
             raise InputError("DICOM", f"{len(names)} paths were given", "Read one series at a time.")
         self._where = Path(names[0])
-        # pydicom converts values where they are used, and raises what the conversion does
-        with refuse_damage(self._where, "a value of the header cannot be read", "Export the series again."):
-            headers = _read_headers(self._where)
-            _check_one_series(self._where, headers)
-            for file, header in headers:
-                _check_stated_size(self._where, file, header)
-            slices = [part for file, header in headers for part in _slices(self._where, file, header)]
-            return _select_stack(self._where, slices, self.time_point)
+        headers = _read_headers(self._where)
+        if self.series is not None:
+            headers = [(f, h) for f, h in headers if str(h.get("SeriesInstanceUID", "")) == self.series]
+            if not headers:
+                raise InputError(self._where, f"holds no series {self.series}", "Name one that it holds.")
+        return stack_slices(self._where, headers, self.time_point)
 
     def get_data(self, img: list[_Slice]) -> tuple[np.ndarray, dict]:
         """Array and header of what :meth:`read` returned.
@@ -269,7 +279,7 @@ class DICOMSeriesReader(ImageReader):
         """
         with refuse_damage(self._where, "the pixel data cannot be read", "Export the series again."):
             array = np.stack([plane.swapaxes(0, 1) for plane in self._planes(img)], axis=2)
-            affine = _affine(self._where, img)
+            affine = stack_affine(self._where, img)
         meta = {
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
@@ -308,6 +318,60 @@ class DICOMSeriesReader(ImageReader):
             if part.tile is not None:
                 pixels = _tile(pixels, *part.tile)
             yield _scaled(self._where, pixels, dataset, part)
+
+
+def read_header(file: Path) -> Dataset:
+    """Read what the reader needs of a file's header, without pixel data.
+
+    Args:
+        file: a DICOM file, whatever its name.
+
+    Raises:
+        InvalidDicomError: where it is none.
+        EOFError: where it ends early.
+        OSError: where it cannot be opened.
+    """
+    import pydicom
+
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_HEADER, *_MOSAIC_TAGS])
+
+
+def stack_slices(where: Path, headers: list[tuple[Path, Dataset]], time_point: int | None = None) -> list[_Slice]:
+    """Order the images of one series, and check that they make one whole volume.
+
+    Args:
+        where: what errors name.
+        headers: files with their headers.
+        time_point: as for :class:`DICOMSeriesReader`.
+
+    Returns:
+        The slices of one volume, from the first to the last position.
+
+    Raises:
+        InputError: as :meth:`DICOMSeriesReader.read` does.
+    """
+    # pydicom converts values where they are used, and raises what the conversion does
+    with refuse_damage(where, "a value of the header cannot be read", "Export the series again."):
+        _check_one_series(where, headers)
+        for file, header in headers:
+            _check_stated_size(where, file, header)
+        slices = [part for file, header in headers for part in _slices(where, file, header)]
+        stack = _select_stack(where, slices, time_point)
+        _warn_of_lost_images(where, headers)
+        return stack
+
+
+def _warn_of_lost_images(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
+    """Warn where an acquisition states more images than there are: a lost slice at an end leaves no gap."""
+    acquisitions = Counter(str(header.get("AcquisitionNumber")) for _, header in headers)
+    for _, header in headers:
+        stated, held = int(header.get("ImagesInAcquisition") or 0), acquisitions[str(header.get("AcquisitionNumber"))]
+        if stated > held and not header.get("NumberOfFrames"):
+            warnings.warn(
+                f"{where}: the header states {stated} images, there are {held}: the series may lack slices.",
+                stacklevel=3,
+            )
+            return
 
 
 def _check_stated_size(where: Path, file: Path, header: Dataset) -> None:
@@ -398,7 +462,6 @@ def _can_decode(syntax: UID) -> bool:
 
 def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
     """Headers of the DICOM images at a path, in the order of the names; what is none is named in one warning."""
-    import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
@@ -408,7 +471,7 @@ def _read_headers(where: Path) -> list[tuple[Path, Dataset]]:
     headers, ignored, damaged = [], [], []
     for file in files:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_HEADER, *_MOSAIC_TAGS])
+            header = read_header(file)
         except (InvalidDicomError, EOFError):
             ignored.append(f"{file.name} (no DICOM)")
             if file.suffix.lower() in _DICOM_SUFFIXES or is_dicom_file(file):
@@ -437,7 +500,11 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
     if len(series) > 1:
         # not by their descriptions, which may name the patient
         listed = ", ".join(f"{uid}: {count} images" for uid, count in series.items())
-        raise InputError(where, f"holds {len(series)} series ({listed})", "Put each series into a folder of its own.")
+        raise InputError(
+            where,
+            f"holds {len(series)} series ({listed})",
+            "Choose one with the option series (its UID or description), or put each into a folder of its own.",
+        )
     if any("SegmentSequence" in header for _, header in headers):
         raise InputError(where, "holds a segmentation, not a scan", "Name the scan it was drawn on.")
     seen: dict[str, Path] = {}
@@ -673,8 +740,16 @@ def _check_even_spacing(where: Path, positions: np.ndarray, along: np.ndarray) -
         raise InputError(where, problem, "Leave only one stack of slices in the folder.")
 
 
-def _affine(where: Path, slices: Sequence[_Slice]) -> np.ndarray:
-    """(4, 4) RAS affine of a stack, of one slice, or of a projection image that has a pixel spacing but no place."""
+def stack_affine(where: Path, slices: Sequence[_Slice]) -> np.ndarray:
+    """Affine of a stack, of one slice, or of a projection image that has a pixel spacing but no place.
+
+    Args:
+        where: what a warning names.
+        slices: of :func:`stack_slices`.
+
+    Returns:
+        (4, 4), voxel indices (column, row, slice) to RAS mm.
+    """
     first, last = slices[0], slices[-1]
     row_step, column_step = first.spacing or (1.0, 1.0)
     affine = np.eye(4)

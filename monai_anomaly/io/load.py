@@ -18,6 +18,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
 from monai_anomaly.io.image_files import check_pixels, check_tiff, open_picture, upright
+from monai_anomaly.io.series import choose_series, list_series
 from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
@@ -119,12 +120,13 @@ def scan_suffix(path: str | Path) -> str:
     return ""
 
 
-def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
+def read_voxels(path: str | Path, time_point: int | None = None, series: str | None = None) -> Voxels:
     """Read one file or DICOM folder as it is, without judging its values.
 
     Args:
         path: NIfTI, NRRD, MetaImage or MGH file, 2-D image, DICOM file, or folder of one DICOM series.
         time_point: which volume of a file or series with several, counted from 0.
+        series: which series of a DICOM folder (see ``choose_series``); other paths have no use for it.
 
     Returns:
         The voxels with their geometry.
@@ -139,7 +141,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
         if not path.exists():
             raise InputError(path, "no such file or folder", "Check the path.")
         check_readable(path)
-        voxels = _read_format(path, time_point)
+        voxels = _read_format(path, time_point, series)
         if not voxels.array.size:
             shape = " x ".join(map(str, voxels.array.shape[1:]))
             raise InputError(path, f"the image is empty ({shape} voxels)", "Export the scan again.")
@@ -147,7 +149,7 @@ def read_voxels(path: str | Path, time_point: int | None = None) -> Voxels:
     return voxels
 
 
-def _read_format(path: Path, time_point: int | None) -> Voxels:
+def _read_format(path: Path, time_point: int | None, series: str | None) -> Voxels:
     """``read_voxels``, by the reader of the format."""
     suffix = scan_suffix(path).lower()
     if path.is_dir():
@@ -155,7 +157,7 @@ def _read_format(path: Path, time_point: int | None) -> Voxels:
             raise InputError(
                 path, "the folder holds no DICOM file", "Name a scan file or the folder of one DICOM series."
             )
-        return _read_dicom(path, time_point)
+        return _read_dicom(path, time_point, series)
     if suffix in NIFTI_SUFFIXES or suffix in MGH_SUFFIXES:
         return _read_nifti(path, time_point)
     if suffix in ITK_SUFFIXES or suffix in PICTURE_SUFFIXES:
@@ -316,8 +318,9 @@ def _itk_header(path: Path) -> tuple[dict[str, str], int]:
         return fields, file.tell()
 
 
-def _read_dicom(path: Path, time_point: int | None) -> Voxels:
-    reader = DICOMSeriesReader(time_point=time_point)
+def _read_dicom(path: Path, time_point: int | None, series: str | None = None) -> Voxels:
+    uid = None if series is None else choose_series(path, list_series(path, nested=False)[0], series).uid
+    reader = DICOMSeriesReader(time_point=time_point, series=uid)
     array, meta = reader.get_data(reader.read(path))
     # Colour comes last from the reader.
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
@@ -408,10 +411,12 @@ class LoadScan(Transform):
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
+        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, time_point: int | None = None) -> None:
+    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
         self.time_point = time_point
+        self.series = series
 
     def __call__(self, image: str | Path | Sequence[str | Path]) -> MetaTensor:
         """Read one scan.
@@ -430,7 +435,7 @@ class LoadScan(Transform):
         paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
         if not paths:
             raise InputError("image", "the list of files is empty", "Name at least one file.")
-        read = [read_voxels(path, self.time_point) for path in paths]
+        read = [read_voxels(path, self.time_point, self.series) for path in paths]
         arrays = [_as_finite_float(path, voxels.array) for path, voxels in zip(paths, read)]
         for path, voxels in zip(paths[1:], read[1:]):
             _check_same_grid(paths[0], read[0], path, voxels)
@@ -486,11 +491,18 @@ class LoadScand(MapTransform):
         keys: the keys whose paths are replaced by scans.
         time_point: which volume of a time series to read, counted from 0.
         allow_missing_keys: whether an item may lack a key.
+        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, keys: KeysCollection, time_point: int | None = None, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        time_point: int | None = None,
+        allow_missing_keys: bool = False,
+        series: str | None = None,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadScan(time_point)
+        self.loader = LoadScan(time_point, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans of one item.

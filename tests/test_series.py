@@ -1,0 +1,134 @@
+"""The list of DICOM series below a folder, and the choice of one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from test_dicom import PIXELS, image, series, write
+
+from monai_anomaly.__main__ import main
+from monai_anomaly.data import ScanPreprocessing, load_cohort
+from monai_anomaly.exceptions import InputError
+from monai_anomaly.io import LoadScan
+from monai_anomaly.io.series import list_series
+
+
+def named(slices: list[Dataset], uid: str, description: str, study: str = "1.9") -> list[Dataset]:
+    for dataset in slices:
+        dataset.SeriesInstanceUID, dataset.SeriesDescription, dataset.StudyInstanceUID = uid, description, study
+        dataset.Modality, dataset.PatientName = "MR", "Secret^Name"
+    return slices
+
+
+def export(root: Path) -> Path:
+    """A study in one flat folder, without suffixes, with a report, a note and a nested localizer."""
+    flat = root / "DATA"
+    slices = named(series(PIXELS), "1.1", "T1 axial") + named(series(PIXELS[:4] + 1), "1.2", "FLAIR axial")
+    gap = named(series(PIXELS), "1.3", "gap")
+    report = named([image(PIXELS[0])], "1.4", "report")[0]
+    for key in ("Rows", "Columns", "PixelData"):
+        delattr(report, key)
+    files = [*slices, *gap[:2], *gap[3:], report]
+    write(flat, files, [f"IM{index:04d}" for index in range(len(files))])
+    (flat / "README").write_text("no DICOM")
+    write(flat / "loc", named(series(PIXELS[:1]), "1.5", "localizer"), ["I1"])
+    return flat
+
+
+def test_every_series_is_listed_with_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export(tmp_path)
+    assert main(["series", str(folder), "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = {row["uid"]: row for row in json.loads(printed.out)}
+    assert rows["1.1"] == {
+        "uid": "1.1",
+        "modality": "MR",
+        "description": "T1 axial",
+        "files": 6,
+        "slices": 6,
+        "size": [5, 7, 6],
+        "spacing": [1.25, 1.5, 4.5],
+        "problem": "",
+    }
+    assert rows["1.2"]["slices"] == 4
+    assert not rows["1.2"]["problem"]
+    assert "not evenly spaced" in rows["1.3"]["problem"]
+    assert rows["1.3"]["size"] == []
+    assert rows["1.4"]["problem"] == "holds no image"
+    assert rows["1.5"]["slices"] == 1
+    assert "no DICOM: 1" in printed.err
+    assert main(["series", str(folder)]) == 0
+    table = capsys.readouterr().out
+    assert table.count("\n") == 6
+    assert "Secret" not in table
+    assert str(tmp_path) not in table
+
+
+def test_copies_in_two_folders_are_told(tmp_path: Path) -> None:
+    slices = named(series(PIXELS), "1.1", "T1")
+    write(tmp_path / "a", slices)
+    write(tmp_path / "b", slices)
+    (found,), _ = list_series(tmp_path)
+    assert "are the same image" in found.problem
+    assert "2 folders" in found.problem
+    assert not found.readable
+    with pytest.raises(InputError, match="2 folders"):
+        load_cohort(tmp_path, series="T1")
+
+
+@pytest.mark.parametrize("wanted", ["1.2", "flair AXIAL"])
+def test_one_series_of_a_study_is_read(tmp_path: Path, wanted: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = export(tmp_path)
+    with caplog.at_level(logging.INFO):
+        (item,) = load_cohort(folder, series=wanted).test
+    assert "Series 1.2 (FLAIR axial, 4 slices)" in caplog.text
+    with pytest.warns(UserWarning, match="README"):
+        scan = ScanPreprocessing(series=wanted).load(item["image"])
+    np.testing.assert_array_equal(scan[0].numpy(), PIXELS[:4].T + 1)
+
+
+def test_auto_takes_the_only_volume_and_never_guesses(tmp_path: Path) -> None:
+    slices = named(series(PIXELS), "1.1", "T1")
+    folder = write(tmp_path / "s", slices + named(series(PIXELS[:1]), "1.5", "localizer"))
+    assert len(load_cohort(folder, series="auto").test) == 1
+    np.testing.assert_array_equal(LoadScan(series="auto")(folder)[0].numpy(), PIXELS.T)
+    write(tmp_path / "s" / "more", named(series(PIXELS), "1.6", "T2"))
+    with pytest.raises(InputError, match=r"2 of 3 series can be read as volumes \(T1 \[1.1\], T2 \[1.6\]\)"):
+        load_cohort(folder, series="auto")
+    with pytest.raises(InputError, match="0 of 3 series are called 'DWI'"):
+        load_cohort(folder, series="DWI")
+    with pytest.raises(InputError, match=r"holds 2 series.*option series"):
+        LoadScan()(folder)
+
+
+def test_one_series_of_each_study(tmp_path: Path) -> None:
+    for number in range(3):
+        name = "T1" if number else "T2"
+        write(tmp_path / f"p{number}", named(series(PIXELS + number), f"1.{number}", name, f"2.{number}"))
+    with pytest.warns(UserWarning, match="1 of 3 studies have no series 'T1'"):
+        cohort = load_cohort(tmp_path, series="T1")
+    assert [Path(item["image"]).name for item in cohort.test] == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+def test_a_slice_lost_at_an_end_is_told_where_the_header_knows(tmp_path: Path, lost: int) -> None:
+    slices = series(PIXELS)
+    for dataset in slices:
+        dataset.ImagesInAcquisition = 6
+    del slices[lost]
+    with pytest.warns(UserWarning, match="states 6 images, there are 5"):
+        LoadScan()(write(tmp_path / "s", slices))
+
+
+def test_formats_that_are_not_read_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "s", series(PIXELS))
+    (tmp_path / "a.dcm.gz").write_bytes(b"x")
+    (tmp_path / "b.mnc").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.warns(UserWarning, match=r"scans: 1; passed over: .dcm.gz, which is not read: 1, .mnc, [^:]*: 1\.$"):
+        load_cohort(tmp_path)
