@@ -246,18 +246,17 @@ def test_a_missed_lesion_is_shown_where_it_is(tmp_path: Path) -> None:
     scan = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.eye(4), meta={"scan_kind": "volume"})
     item = {"case": "a", "patient": "a", "image": str(tmp_path / "a.nii.gz"), "label": 1}
     for name, mask in (("missed", voxels > 18), ("found", reference), ("none", None)):
-        handler.add(
-            {
-                "item": {**item, "case": name},
-                "scan": scan,
-                "anomaly_map": voxels,
-                "anomaly_score": 10.0,
-                "anomaly_mask": mask,
-                "reference": reference,
-                "restoration": voxels[None],
-                "reconstructs": False,
-            }
-        )
+        data = {
+            "item": {**item, "case": name},
+            "scan": scan,
+            "anomaly_map": voxels,
+            "anomaly_score": 10.0,
+            "anomaly_mask": mask,
+            "reference": reference,
+            "restoration": voxels[None],
+            "reconstructs": False,
+        }
+        handler.add({**handler.kept(data), "item": data["item"]})
     missed, found, none = handler.cases
     assert [(case.lesions, case.lesions_found, case.marked) for case in (missed, found, none)] == [
         (1, 0, False),

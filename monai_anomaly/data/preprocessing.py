@@ -63,7 +63,7 @@ class ScanPreprocessing(Compose):
             "headroom": float(headroom),
             "least_tissue": float(least_tissue),
         }
-        self.time_point = time_point
+        self.time_point, self.series = time_point, series
         self.least_tissue = least_tissue
         self._load = LoadScand("image", time_point=time_point, series=series)
         self._normalize = NormalizeForegroundd("image", percentiles[0], percentiles[1], headroom=headroom)

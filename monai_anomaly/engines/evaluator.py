@@ -147,6 +147,8 @@ class CohortEvaluator(Evaluator):
         if needing and (shard or merge):
             problem = f"{', '.join(needing)} cannot be put together from shards"
             raise InputError("--shard", problem, "Run it in one process, without torchrun and --shard.")
+        if needing and self.output_dir is not None and self.resume:
+            logger.info(f"{', '.join(needing)} take every scan anew: what an earlier run finished is computed again")
         self.folder = None if self.output_dir is None else RunFolder(self.output_dir, self._settings())
         with ExitStack() as stack:
             failures = [] if self.folder is None else stack.enter_context(self.folder.held(shard))

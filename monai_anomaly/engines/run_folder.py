@@ -265,16 +265,19 @@ def _described(thing: Any, known: dict[int, tuple[Any, Any]]) -> Any:
         found = {str(key): _described(value, known) for key, value in thing.items()}
     elif isinstance(thing, list | tuple):
         found = [_described(value, known) for value in thing]
+    elif isinstance(thing, type):
+        found = f"{thing.__module__}.{thing.__qualname__}"
     elif inspect.isroutine(thing):
         code = getattr(thing, "__code__", None)
-        found = f"{thing.__module__}.{thing.__qualname__}"
+        # routines of built-in types have no module
+        found = f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"
         found += "" if code is None else f" {sha256(repr((code.co_code, code.co_consts)).encode()).hexdigest()}"
     elif isinstance(thing, AnomalyDetector):
         state = json.dumps({key: _described(value, {}) for key, value in thing.state_dict().items()})
         config = _described(thing.config, known)
         found = {"kind": name, "config": config, "state": sha256(state.encode()).hexdigest()}
     elif isinstance(thing, ScanPreprocessing):
-        found = {"kind": name, "time_point": thing.time_point, **thing.config}
+        found = {"kind": name, "time_point": thing.time_point, "series": thing.series, **thing.config}
     elif hasattr(thing, "__dict__"):
         parts = {key: value for key, value in vars(thing).items() if key not in _NO_SETTINGS}
         found = {"kind": name, **_described(parts, known)}
