@@ -100,6 +100,22 @@ def test_the_papers_mean_is_shown_where_it_gives_that_alone() -> None:
     assert "| method | mean |\n|---|---|\n| m & co | 90.0 (85 ▲) |" in text
 
 
+def test_metrics_of_one_problem_stand_side_by_side() -> None:
+    both = {"table": {"title": "T", "paper": "q", "metrics": ["image.auroc", "pixel.ap"]}}
+    rows = [
+        result("2", 0, 0.9, method, **both, metrics={"image": {"auroc": 0.9}, "pixel": {"ap": 0.25}})
+        for method in ("m", "n")
+    ]
+    text = render(build_tables(rows, FIGURES))
+    assert "### s, suite u, scale small" in text
+    assert "| method | image auroc | pixel ap |" in text
+    assert text.count("| T | 90.0 | 25.0 |") == 2
+    # several problems have a table for each metric
+    text = render(build_tables([*rows, *({**row, "problem": "10"} for row in rows)], FIGURES))
+    assert "### s, image auroc, suite u" in text
+    assert "### s, pixel ap, suite u" in text
+
+
 def test_csv_and_latex_hold_the_same_figures() -> None:
     rows = [result("10", 0, 0.95), result("10", 1, 0.91), result("2", 0, 0.7), result("2", 1, 0.7)]
     tables = build_tables(rows, FIGURES)

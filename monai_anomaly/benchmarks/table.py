@@ -312,16 +312,31 @@ def _shown(table: ResultTable) -> tuple[str, ...]:
     return (mean,) if papers_mean else (problem,)
 
 
+def _side_by_side(tables: Sequence[ResultTable]) -> list[list[ResultTable]]:
+    """Tables of one problem that differ in the metric alone, together."""
+
+    def key(table: ResultTable) -> tuple[Any, ...]:
+        return table.suite, table.scale, table.set, _shown(table), [row.method for row in table.rows]
+
+    groups: list[list[ResultTable]] = []
+    for table in tables:
+        if groups and len(_shown(table)) == 1 and key(groups[-1][0]) == key(table):
+            groups[-1].append(table)
+        else:
+            groups.append([table])
+    return groups
+
+
 def _markdown(tables: Sequence[ResultTable]) -> str:
     parts = []
-    for table in tables:
-        lines = [f"### {_caption(table)}", ""]
-        columns = _shown(table)
-        lines += [f"| method | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-        for row in table.rows:
-            cells = [_text(row.cells[column], _MARKS, "±") for column in columns]
+    for group in _side_by_side(tables):
+        first, columns = group[0], _shown(group[0])
+        headings = columns if len(group) == 1 else [table.metric.replace(".", " ") for table in group]
+        lines = [f"### {_caption(group)}", "", f"| method | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
+        for i, row in enumerate(first.rows):
+            cells = [_text(table.rows[i].cells[column], _MARKS, "±") for table in group for column in columns]
             lines.append(f"| {_title(row, '†', '‡')} | {' | '.join(cells)} |")
-        parts.append("\n".join([*lines, *_notes(table)]))
+        parts.append("\n".join([*lines, *dict.fromkeys(note for table in group for note in _notes(table))]))
     return "\n\n".join([*parts, _RULE]) + "\n"
 
 
@@ -330,7 +345,7 @@ def _latex(tables: Sequence[ResultTable]) -> str:
     for table in tables:
         columns = _shown(table)
         lines = [
-            f"% {_caption(table)}",
+            f"% {_caption([table])}",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\hline",
             " & ".join(["method", *map(_escape, columns)]) + r" \\",
@@ -376,13 +391,14 @@ def _csv(tables: Sequence[ResultTable]) -> str:
     return file.getvalue()
 
 
-def _caption(table: ResultTable) -> str:
-    level, name = table.metric.split(".")
-    compared = [row for row in table.rows if any(cell.paper is not None for cell in row.cells.values())]
-    sources = dict.fromkeys(row.source for row in compared)
+def _caption(tables: Sequence[ResultTable]) -> str:
+    first = tables[0]
+    cells = [(row.source, cell) for table in tables for row in table.rows for cell in row.cells.values()]
+    sources = dict.fromkeys(source for source, cell in cells if cell.paper is not None)
     beside = f", beside {', '.join(sources)}" if sources else ""
-    scale = "the paper's schedule" if table.scale == "paper" else f"scale {table.scale}: not the paper's schedule"
-    return f"{table.set}, {level} {name}, suite {table.suite}, {scale}{beside}"
+    scale = "the paper's schedule" if first.scale == "paper" else f"scale {first.scale}: not the paper's schedule"
+    metric = f", {first.metric.replace('.', ' ')}" if len(tables) == 1 else ""
+    return f"{first.set}{metric}, suite {first.suite}, {scale}{beside}"
 
 
 def _title(row: TableRow, under_trained: str, part: str, escape: Any = str) -> str:
