@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         {"skip": False, "median_size": 1, "sigma": 0.0, "background": None},
         (2, 1, 16, 16),
     ),
+    "added skips": ({"add_skips": True, "channels": (4, 8, 16)}, (2, 1, 24, 32)),
     "groups of two": ({"channels": (6, 10), "exponent": 1.0}, (1, 1, 24, 24)),
     "volume": (
         {"spatial_dims": 3, "in_channels": 2, "median_size": 3, "sigma": 0.7, "mirror_axis": 0},

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from monai.networks.blocks import Convolution, UpSample
-from monai.networks.layers.factories import Pool
+from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
 __all__ = ["TwoConvolutions", "UNetDecoder", "UNetEncoder", "up_sampling"]
@@ -106,15 +106,20 @@ class _UpBlock(nn.Module):
         act: str | tuple | None,
         upsample: str,
         skip: bool,
+        add: bool,
     ) -> None:
         super().__init__()
-        self.skip = skip
-        self.up = up_sampling(spatial_dims, in_channels, upsample)
-        width = in_channels + skip_channels if skip else in_channels
+        self.skip, self.add = skip, skip and add
+        self.up = up_sampling(spatial_dims, skip_channels if self.add else in_channels, upsample)
+        # before the upsampling, where it costs a quarter
+        self.narrow = Conv["CONV", spatial_dims](in_channels, skip_channels, 1) if self.add else nn.Identity()
+        width = skip_channels if self.add else in_channels + skip_channels if skip else in_channels
         self.convolutions = TwoConvolutions(spatial_dims, width, channels, norm, act)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = self.up(x)
+        x = self.up(self.narrow(x))
+        if self.add:
+            return self.convolutions(x + skip)
         return self.convolutions(torch.cat([x, skip], dim=1) if self.skip else x)
 
 
@@ -129,6 +134,8 @@ class UNetDecoder(nn.Module):
         act: activation.
         upsample: see ``up_sampling``.
         skip: take the encoder's features; False: the last of them alone.
+        add: add the encoder's features to the upsampled ones, which a 1 x 1 convolution brings to their number of
+            channels; False: join them, as Table 10 does.
     """
 
     def __init__(
@@ -140,11 +147,12 @@ class UNetDecoder(nn.Module):
         act: str | tuple | None = "RELU",
         upsample: str = "linear",
         skip: bool = True,
+        add: bool = False,
     ) -> None:
         super().__init__()
         below = [encoder_channels[-1], *channels]
         self.blocks = nn.ModuleList(
-            _UpBlock(spatial_dims, inputs, beside, width, norm, act, upsample, skip)
+            _UpBlock(spatial_dims, inputs, beside, width, norm, act, upsample, skip, add)
             for inputs, beside, width in zip(below, reversed(encoder_channels[:-1]), channels)
         )
 

@@ -39,6 +39,7 @@ class DenoisingAutoencoder(AnomalyDetector):
             SiLU. On a CPU many steps of a narrow net find more than few of a wide one. Kascenas et al. have four
             levels from 64 to 512.
         skip: hand the encoder's features to the decoder.
+        add_skips: add them to the decoder's own instead of joining both: two thirds of the work.
         expected_error: a second output, b (Mao et al.); False: the reconstruction alone (Kascenas et al.).
         exponent: of b in the map: 1 divides by the expected error, 0 leaves the error as it is.
         error_floor: b is at least this, in the image's unit.
@@ -68,6 +69,7 @@ class DenoisingAutoencoder(AnomalyDetector):
         in_channels: int = 1,
         channels: Sequence[int] = (16, 32, 64, 128),
         skip: bool = True,
+        add_skips: bool = False,
         expected_error: bool = True,
         exponent: float = 0.5,
         error_floor: float = 0.01,
@@ -86,7 +88,7 @@ class DenoisingAutoencoder(AnomalyDetector):
         groups = 8 if all(width % 8 == 0 for width in channels) else 2
         norm, act = ("GROUP", {"num_groups": groups}), ("SWISH", {"alpha": 1.0})
         self.encoder = UNetEncoder(spatial_dims, in_channels, channels, norm, act, pool="AVG")
-        self.decoder = UNetDecoder(spatial_dims, channels, channels[-2::-1], norm, act, "nearest", skip)
+        self.decoder = UNetDecoder(spatial_dims, channels, channels[-2::-1], norm, act, "nearest", skip, add_skips)
         self.reconstruction = Conv["CONV", spatial_dims](channels[0], in_channels, 1)
         self.error = Conv["CONV", spatial_dims](channels[0], in_channels, 1) if expected_error else None
         self.error_floor = error_floor
