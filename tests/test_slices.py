@@ -83,7 +83,7 @@ def test_proxies_are_those_of_the_slices(cohort: list[dict[str, Any]], tmp_path:
 def test_donors_are_of_another_scan(cohort: list[dict[str, Any]]) -> None:
     data = dataset(cohort, donors="other").set_random_state(0)
     images = [data._tensor(i, "image") for i in range(len(data))]
-    scans = data._scan
+    scans = data.scan_of
     seen = set()
     for _ in range(10):
         for i in range(len(data)):
