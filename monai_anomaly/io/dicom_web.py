@@ -92,6 +92,7 @@ def _chosen(url: str, study: str, series: str | None, found: Sequence[Mapping[st
     if series is None:
         wanted = [uid for uid, (_, modality) in known.items() if modality not in _NO_SCANS]
     else:
+        series = str(series)  # a command line takes a description of digits for a number
         wanted = [uid for uid, (description, _) in known.items() if series.lower() in (uid, description.lower())]
     if len(wanted) == 1:
         return wanted[0]

@@ -53,7 +53,6 @@ def folder_lock(folder: str | Path, name: str = ".lock", shared: bool = False) -
     try:
         _take(handle, path, shared)
         os.ftruncate(handle, 0)
-        os.ftruncate(handle, 0)
         os.write(handle, json.dumps(this_process()).encode())
         yield
     finally:

@@ -172,7 +172,11 @@ class PatchCore(FrozenEncoderDetector):
                 "train.yaml to train an encoder on your normals.",
             )
         generator = torch.Generator().manual_seed(self.seed)
-        total = sum(self.patches(batch[:1])[0, 0].numel() * len(batch) for batch in training)
+        images, grid = 0, 0  # and patches of each
+        for batch in training:
+            grid = grid or self.patches(batch[:1])[0, 0].numel()
+            images += len(batch)
+        total = images * grid
         if not total:
             raise ValueError("a memory needs a training image")
         share = min(1.0, self.most_candidates / total)
