@@ -57,7 +57,8 @@ def test_a_bundle_works_where_it_is_copied_to(
             np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj)
             for folder in (tmp_path / "out" / "t1", evaluated / "test__normal__t1")
         )
-        np.testing.assert_array_equal(found, own)
+        # the masks are equal; sums of another number of threads round otherwise
+        np.testing.assert_allclose(found, own, rtol=1e-4, atol=0 if name == "anomaly_mask" else 1e-6)
     # and is evaluated beside the baselines of its training
     run_bundle("evaluate", tmp_path / "evaluated", tiny_cohort, bundle=moved, overview_slices=0, progress=False)
     assert (
