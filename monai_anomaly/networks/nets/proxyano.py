@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_anomaly.networks.blocks import EncoderDecoder, NearestMemory, ShrinkageMemory, StridedDecoder, StridedEncoder
+from monai_anomaly.networks.blocks.smoothing import GaussianFilter, MedianFilter
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
 __all__ = ["ProxyAno", "ProxyExtractionModule"]
@@ -74,10 +75,13 @@ class ProxyAno(AnomalyDetector):
         restart_below: see ``NearestMemory``.
         bridge: with a proxy between two modules; False leaves one encoder-decoder from image to image (Table IV,
             rows 1 to 3).
-        score_space: ``"latent"`` (Eq. 12, 13) or ``"image"`` (Table V).
+        score_space: ``"latent"`` (Eq. 12, 13), ``"image"`` (Table V), or ``"map"``, the maximum of the filtered map.
+        median_size: side of the map's median filter in pixels, odd; 1: none, as in Eq. 14.
+        sigma: of its Gaussian filter in pixels; 0: none, as in Eq. 14. Restored edges are blurred, so that without
+            filters the map is largest on healthy edges; wide filters leave what differs over an area.
 
     Raises:
-        ValueError: for an unknown ``memory`` or ``score_space``.
+        ValueError: for an unknown ``memory`` or ``score_space``, or an even ``median_size``.
 
     Example::
 
@@ -101,10 +105,12 @@ class ProxyAno(AnomalyDetector):
         restart_below: float = 0.05,
         bridge: bool = True,
         score_space: str = "latent",
+        median_size: int = 1,
+        sigma: float = 0.0,
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=2 ** len(channels))
-        if score_space not in ("latent", "image"):
-            raise ValueError(f"score_space is 'latent' or 'image', got {score_space!r}")
+        if score_space not in ("latent", "image", "map"):
+            raise ValueError(f"score_space is 'latent', 'image' or 'map', got {score_space!r}")
         bank: nn.Module | None = None
         if memory == "nearest":
             bank = NearestMemory(num_items, latent_channels, decay, commitment, restart_below)
@@ -112,7 +118,10 @@ class ProxyAno(AnomalyDetector):
             bank = ShrinkageMemory(num_items, latent_channels)
         elif memory is not None:
             raise ValueError(f"memory is 'nearest', 'shrinkage' or None, got {memory!r}")
-        self.latent_score = score_space == "latent"
+        self.score_space = score_space
+        self.median = MedianFilter(median_size)
+        # without a buffer where there is no filter, so that earlier weights fit
+        self.gaussian = GaussianFilter(sigma) if sigma else nn.Identity()
         self.proxy_channels = in_channels if proxy_channels is None or not bridge else proxy_channels
         self.proxy_module = ProxyExtractionModule(
             spatial_dims, in_channels, self.proxy_channels, channels, latent_channels, bank
@@ -124,14 +133,16 @@ class ProxyAno(AnomalyDetector):
             )
 
     def detect(self, image: Tensor) -> AnomalyOutput:
-        """See ``AnomalyDetector.detect``; the score is Eq. 13, the map Eq. 14 (the mean over channels for colour)."""
+        """See ``AnomalyDetector.detect``; the score is Eq. 13, the map the filtered Eq. 14, its mean over channels."""
         self.check_input(image)
         z = self.proxy_module.encoder(image)
         restored = self._restore_latent(z)
         anomaly_map = (image - restored).abs().mean(dim=1, keepdim=True)  # Eq. 14
-        if self.latent_score:
-            z_hat = self.proxy_module.encoder(restored)  # Eq. 12
-            difference = z - z_hat
+        anomaly_map = self.gaussian(self.median(anomaly_map))
+        if self.score_space == "map":
+            return AnomalyOutput(anomaly_map, anomaly_map.flatten(1).amax(dim=1), restored)
+        if self.score_space == "latent":
+            difference = z - self.proxy_module.encoder(restored)  # Eq. 12
         else:
             difference = image - restored
         anomaly_score = torch.linalg.vector_norm(difference.flatten(1), dim=1)  # Eq. 13
