@@ -166,14 +166,15 @@ def _trained(
     counts = {name: parser.get_parsed_content(name) for name in _EPOCHS if name in parser.config}
     whole = [stage.state.max_epochs for stage in parser.get_parsed_content("stages")]
     if whole:
-        # one epoch of each stage tells how many there is time for
-        single = {name: 1 for name in counts if name not in ("lr_milestones", "halving_interval")}
+        # the second epoch of each stage tells how many there is time for: a first one may fill caches
+        single = {name: 2 for name in counts if name not in ("lr_milestones", "halving_interval")}
         trial = merged_config(method.files, {**base, **single})
         setup_process(seed)
         stages, spent = trial.get_parsed_content("stages"), []
         for stage in stages:
-            stage.add_event_handler(Events.STARTED, lambda _: spent.append(-_clock()))
-            stage.add_event_handler(Events.COMPLETED, lambda _: spent.append(spent.pop() + _clock()))
+            second = Events.EPOCH_STARTED(once=2), Events.EPOCH_COMPLETED(once=2)
+            stage.add_event_handler(second[0], lambda _: spent.append(-_clock()))
+            stage.add_event_handler(second[1], lambda _: spent.append(spent.pop() + _clock()))
         network = trial.get_parsed_content("network")
         folder = Path(base["output_dir"]) / "trial"
         train_stages(stages, network, folder, seed=seed, resume=False, progress=False)
