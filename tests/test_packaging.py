@@ -49,9 +49,11 @@ def test_a_bundle_works_where_it_is_copied_to(
     done = command(
         *("-m", "monai.bundle", "run", "--config_file", moved / "configs" / "inference.yaml"),
         *("--bundle_root", moved, "--dataset_dir", scan, "--output_dir", tmp_path / "out", "--overview_slices", "0"),
+        *("--report", "false"),
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out" / "report.html").exists()
     for name in ("anomaly_map", "anomaly_mask", "restoration"):
         found, own = (
             np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj)
