@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     datalist.add_argument("--calibration-fraction", type=float, default=0.2, help="share of normal patients held out")
     datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
     datalist.add_argument("--seed", type=int, default=0)
+    datalist.add_argument("--series", help="of DICOM studies, the series with this UID or description")
 
     recommended = commands.add_parser("recommend", help="compare detectors on normal scans: which one to take")
     recommended.add_argument("dataset_dir", type=Path, help="a folder of normal scans, or a datalist")
@@ -143,6 +144,7 @@ def _write_datalist(given: argparse.Namespace) -> None:
         calibration_fraction=given.calibration_fraction,
         test_fraction=given.test_fraction,
         seed=given.seed,
+        series=given.series,
     )
     for side in ("training", "calibration", "test"):
         items = written.get(side, [])

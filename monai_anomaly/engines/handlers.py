@@ -282,10 +282,10 @@ class _DescribedHandler(_ScanHandler):
         self.mask_settings: Mapping[str, Any] | None = None
 
     def _description_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        image = data["item"]["image"]
+        image, series = data["item"]["image"], data["item"].get("series")
         images = [image] if isinstance(image, str) else image
         return {
-            "digests": [shown_digest(Path(image)) for image in images],
+            "digests": [shown_digest(Path(image), series=series) for image in images],
             "mask_settings": data.get("mask_settings"),
         }
 

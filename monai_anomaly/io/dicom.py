@@ -28,6 +28,7 @@ __all__ = [
     "choose_volume",
     "is_dicom_file",
     "is_dicom_folder",
+    "is_localizer",
     "read_header",
     "stack_affine",
     "stack_slices",
@@ -182,6 +183,11 @@ def is_dicom_folder(path: str | Path) -> bool:
     if not path.is_dir():
         return False
     return any(file.suffix.lower() not in _OTHER_SUFFIXES and is_dicom_file(file) for file in path.iterdir())
+
+
+def is_localizer(header: Dataset) -> bool:
+    """Whether an image says of itself that other images are planned on it (a scout)."""
+    return "LOCALIZER" in (header.get("ImageType") or ())
 
 
 def choose_volume(where: str | Path, time_point: int | None, volumes: int, held: str = "volumes") -> int:
@@ -520,6 +526,8 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
         raise InputError(
             where, f"the images differ in size ({listed})", "Leave only one stack of slices in the folder."
         )
+    if any(is_localizer(header) for _, header in headers):
+        warnings.warn(f"{where}: is a localizer (ImageType): no scan that a detector is calibrated for.", stacklevel=3)
     samples = next(iter(sizes))[2]
     if samples > 1 and (len(headers) > 1 or _number_of_frames(where, headers[0][1]) > 1):
         raise InputError(where, "is a series of colour images", "Name one colour image, or export the scan as gray.")

@@ -88,7 +88,7 @@ class DicomSource:
         self.where = Path(scan.meta["source"][0])
         if scan.meta.get("source_format") != "dicom":
             raise InputError(self.where, "is no DICOM: there is no study that DICOM results could belong to")
-        reader = DICOMSeriesReader(time_point=time_point)
+        reader = DICOMSeriesReader(time_point=time_point, series=scan.meta.get("series"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when the scan was read
             self.slices = reader.read(self.where)

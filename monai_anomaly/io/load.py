@@ -16,9 +16,9 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
+from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder, read_header
 from monai_anomaly.io.image_files import check_pixels, check_tiff, open_picture, upright
-from monai_anomaly.io.series import choose_series, list_series
+from monai_anomaly.io.series import scan_files
 from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Voxels(NamedTuple):
         scan_kind: ``"volume"`` or ``"image"``.
         source_format: ``"nifti"``, ``"dicom"``, ``"itk"``, ``"mgh"`` or ``"image"``.
         nifti_header: see ``nifti_header``; None for other formats.
+        series: SeriesInstanceUID, where one of several was asked for.
     """
 
     array: np.ndarray
@@ -91,6 +92,7 @@ class Voxels(NamedTuple):
     scan_kind: str
     source_format: str
     nifti_header: tuple[bytes, str, tuple[int, ...]] | None = None
+    series: str | None = None
 
 
 def nifti_header(image: Any) -> tuple[bytes, str, tuple[int, ...]]:
@@ -319,12 +321,12 @@ def _itk_header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _read_dicom(path: Path, time_point: int | None, series: str | None = None) -> Voxels:
-    uid = None if series is None else choose_series(path, list_series(path, nested=False)[0], series).uid
+    uid = None if series is None else str(read_header(scan_files(path, series)[0]).SeriesInstanceUID)
     reader = DICOMSeriesReader(time_point=time_point, series=uid)
     array, meta = reader.get_data(reader.read(path))
     # Colour comes last from the reader.
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    return Voxels(array, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64), "volume", "dicom")
+    return Voxels(array, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64), "volume", "dicom", series=uid)
 
 
 def _read_picture(path: Path) -> Voxels:
@@ -407,22 +409,21 @@ class LoadScan(Transform):
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
-    file of a list), ``source_format`` (as of ``Voxels``) and ``nifti_header``.
+    file of a list), ``source_format``, ``nifti_header`` and ``series`` (as of ``Voxels``).
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
-        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
+    def __init__(self, time_point: int | None = None) -> None:
         self.time_point = time_point
-        self.series = series
 
-    def __call__(self, image: str | Path | Sequence[str | Path]) -> MetaTensor:
+    def __call__(self, image: str | Path | Sequence[str | Path], series: str | None = None) -> MetaTensor:
         """Read one scan.
 
         Args:
             image: a file, the folder of one DICOM series, or a list of them to stack as channels.
+            series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
 
         Returns:
             float32, (C, X, Y, Z).
@@ -435,7 +436,7 @@ class LoadScan(Transform):
         paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
         if not paths:
             raise InputError("image", "the list of files is empty", "Name at least one file.")
-        read = [read_voxels(path, self.time_point, self.series) for path in paths]
+        read = [read_voxels(path, self.time_point, series) for path in paths]
         arrays = [_as_finite_float(path, voxels.array) for path, voxels in zip(paths, read)]
         for path, voxels in zip(paths[1:], read[1:]):
             _check_same_grid(paths[0], read[0], path, voxels)
@@ -451,6 +452,7 @@ class LoadScan(Transform):
             "source": [str(path.absolute()) for path in paths],
             "source_format": read[0].source_format,
             "nifti_header": read[0].nifti_header,
+            "series": read[0].series,
         }
         return MetaTensor.ensure_torch_and_prune_meta(array, meta)
 
@@ -491,24 +493,17 @@ class LoadScand(MapTransform):
         keys: the keys whose paths are replaced by scans.
         time_point: which volume of a time series to read, counted from 0.
         allow_missing_keys: whether an item may lack a key.
-        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        time_point: int | None = None,
-        allow_missing_keys: bool = False,
-        series: str | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, time_point: int | None = None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadScan(time_point, series)
+        self.loader = LoadScan(time_point)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans of one item.
 
         Args:
-            data: maps each key to a path or a list of paths.
+            data: maps each key to a path or a list of paths, and may name the ``series`` of DICOM folders.
 
         Returns:
             A copy with (C, X, Y, Z) float32 scans under the keys.
@@ -518,7 +513,7 @@ class LoadScand(MapTransform):
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self.loader(item[key])
+            item[key] = self.loader(item[key], item.get("series"))
         return item
 
 
