@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -194,6 +196,7 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
             raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
         if any(size < 0 for size in image.shape):
             raise ValueError(f"shape {image.shape}")
+        _tell_repairs(path, image)
         affine = np.array(image.affine, dtype=np.float64)
         if isinstance(image, nib.Nifti1Pair):
             affine[:3] *= _UNIT_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
@@ -214,6 +217,33 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     if isinstance(image, nib.MGHImage):
         return Voxels(array, affine, "volume", "mgh")
     return Voxels(array, affine, "volume", "nifti", nifti_header(image))
+
+
+def _tell_repairs(path: Path, image: Any) -> None:
+    """Warn of what nibabel mended in a header, or raise where programs differ in what the file's geometry then is."""
+    import nibabel as nib
+
+    kind = type(image.header)
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        block = file.read(kind.template_dtype.itemsize)
+    if isinstance(image, nib.MGHImage):
+        if not int.from_bytes(block[28:30], "big", signed=True):
+            problem = "the header states no geometry (goodRASFlag 0): voxels of 1 mm, coronal slices are assumed"
+            warnings.warn(f"{path}: {problem}.", stacklevel=2)
+        return
+    header = kind(block, endianness=image.header.endianness, check=False)
+    told: list[str] = []
+    sform, qform, pixdim = (header[name].copy() for name in ("sform_code", "qform_code", "pixdim"))
+    header.check_fix(logger=SimpleNamespace(log=lambda level, message: told.append(message) if level else None))
+    if not told:
+        return
+    what = f"the header was mended: {'; '.join(told)}"
+    # a sform needs nothing else; a qform needs the voxel size and its sign, which all programs take for 1 where it is 0
+    sized = qform == header["qform_code"] and np.array_equal(pixdim[1:4], header["pixdim"][1:4])
+    signed = pixdim[0] >= 0 or pixdim[0] == -1 or not qform
+    if sform != header["sform_code"] or not (sform or (sized and signed)):
+        raise InputError(path, f"{what}; programs differ in where its voxels then lie", "Correct the header.")
+    warnings.warn(f"{path}: {what}.", stacklevel=2)
 
 
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
