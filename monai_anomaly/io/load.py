@@ -482,8 +482,9 @@ class LoadScan(Transform):
             "source": [str(path.absolute()) for path in paths],
             "source_format": read[0].source_format,
             "nifti_header": read[0].nifti_header,
-            "series": read[0].series,
         }
+        if read[0].series is not None:
+            meta["series"] = read[0].series
         return MetaTensor.ensure_torch_and_prune_meta(array, meta)
 
 
