@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     package.add_argument("--bundle", type=Path, help="the bundle that it was trained with, where it is none of ours")
     package.add_argument("--figure", type=Path, help="an image for its page; no scan is shown without")
     package.add_argument("--data-license", type=Path, help="a text on the training scans' licence")
+    package.add_argument("--large_files", "--large-files", metavar="URL", help="where the weights will be, not in it")
 
     datalist = commands.add_parser("datalist", help="describe a folder of scans as a datalist, split by patient")
     datalist.add_argument("folder", type=Path)
@@ -102,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "package":
             from monai_anomaly.packaging import package_detector
 
-            for line in package_detector(given.run, given.destination, given.bundle, given.figure, given.data_license):
+            parts = (given.bundle, given.figure, given.data_license, given.large_files)
+            for line in package_detector(given.run, given.destination, *parts):
                 print(line)
             print(given.destination)
         elif given.command == "series":
