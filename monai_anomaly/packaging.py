@@ -72,9 +72,9 @@ def package_detector(
     """
     run, destination = Path(run), Path(destination)
     aside = destination.with_name(f"{destination.stem}_large_files")
-    for path in (destination, *([aside] if large_files else [])):
-        if path.exists():
-            raise InputError(path, "exists already", "Name another place, or remove it first.")
+    for place in (destination, *([aside] if large_files else [])):
+        if place.exists():
+            raise InputError(place, "exists already", "Name another place, or remove it first.")
     for path in (figure, data_license):
         if path is not None and not Path(path).is_file():
             raise InputError(path, "no such file", "Check the path.")
