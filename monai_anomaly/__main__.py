@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     package.add_argument("--bundle", type=Path, help="the bundle that it was trained with, where it is none of ours")
     package.add_argument("--figure", type=Path, help="an image for its page; no scan is shown without")
     package.add_argument("--data-license", type=Path, help="a text on the training scans' licence")
+    package.add_argument("--large_files", "--large-files", metavar="URL", help="where the weights will be, not in it")
 
     datalist = commands.add_parser("datalist", help="describe a folder of scans as a datalist, split by patient")
     datalist.add_argument("folder", type=Path)
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     datalist.add_argument("--calibration-fraction", type=float, default=0.2, help="share of normal patients held out")
     datalist.add_argument("--test-fraction", type=float, default=0.0, help="share of normal patients for the test")
     datalist.add_argument("--seed", type=int, default=0)
+    datalist.add_argument("--series", help="of DICOM studies, the series with this UID or description")
 
     recommended = commands.add_parser("recommend", help="compare detectors on normal scans: which one to take")
     recommended.add_argument("dataset_dir", type=Path, help="a folder of normal scans, or a datalist")
@@ -101,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.command == "package":
             from monai_anomaly.packaging import package_detector
 
-            for line in package_detector(given.run, given.destination, given.bundle, given.figure, given.data_license):
+            parts = (given.bundle, given.figure, given.data_license, given.large_files)
+            for line in package_detector(given.run, given.destination, *parts):
                 print(line)
             print(given.destination)
         elif given.command == "series":
@@ -143,6 +146,7 @@ def _write_datalist(given: argparse.Namespace) -> None:
         calibration_fraction=given.calibration_fraction,
         test_fraction=given.test_fraction,
         seed=given.seed,
+        series=given.series,
     )
     for side in ("training", "calibration", "test"):
         items = written.get(side, [])

@@ -23,6 +23,7 @@ __all__ = [
     "check_overrides",
     "check_run",
     "check_values",
+    "literal",
     "setup_process",
     "tell_results",
     "train_and_evaluate",
@@ -65,8 +66,14 @@ def check_run(bundle_root: str | Path, **required: Any) -> None:
             is of another kind than what it replaces.
     """
     _install_error_line()
-    if _is_bundle_run(sys.argv):
-        _check_argv(sys.argv)
+    if _is_bundle_run(sys.argv) and (truths := _check_argv(sys.argv)):
+        # MONAI has taken them for texts, and "false" would count as true: the run starts again with what they mean
+        import fire
+        from monai.bundle import run
+
+        sys.argv += truths
+        fire.Fire(run, command=sys.argv[2:])
+        sys.exit()
     if not (Path(bundle_root) / "configs" / "metadata.json").is_file():
         raise InputError(
             f"bundle_root {bundle_root}", "not a bundle: it has no configs/metadata.json", "Pass --bundle_root FOLDER."
@@ -212,12 +219,7 @@ def check_values(values: dict[str, Any], config: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, str) and value[:1] in ("$", "@", "%"):
             continue
-        default: Any = config
-        for part in name.replace("::", "#").split("#"):
-            if isinstance(default, dict):
-                default = default.get(part)
-            else:
-                default = default[int(part)] if isinstance(default, list) else None
+        default = _replaced(name, config)
         if isinstance(default, bool):
             wanted, fits = "True or False", isinstance(value, bool)
         elif isinstance(default, (int, float)):
@@ -237,6 +239,30 @@ def check_values(values: dict[str, Any], config: dict[str, Any]) -> None:
         if not torch.cuda.is_available():
             problem, remedy = "PyTorch finds no CUDA device here", "Pass --device cpu, or install a build with CUDA."
             raise InputError(f"--device {values['device']}", problem, remedy)
+
+
+def _replaced(name: str, config: dict[str, Any]) -> Any:
+    """What an override replaces; None where the config leaves it to a default."""
+    at: Any = config
+    for part in name.replace("::", "#").split("#"):
+        at = at.get(part) if isinstance(at, dict) else at[int(part)] if isinstance(at, list) else None
+    return at
+
+
+def literal(text: str) -> Any:
+    """A value as it is written on a command line.
+
+    Args:
+        text: a truth value in any case, another value as Python writes it, or any text.
+
+    Returns:
+        The value; the text itself where it is none.
+    """
+    truth = text.strip().capitalize()
+    try:
+        return ast.literal_eval(truth if truth in ("True", "False") else text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _arguments(target: str) -> list[str] | None:
@@ -264,36 +290,36 @@ def _is_bundle_run(argv: Sequence[str]) -> bool:
     return Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1:2] == ["run"]
 
 
-def _check_argv(argv: Sequence[str]) -> None:
+def _check_argv(argv: Sequence[str]) -> list[str]:
+    """Check the overrides of a command line; the truth values that MONAI takes for texts, as it understands them."""
     from monai.bundle import ConfigParser
 
     given: dict[str, str] = {}
-    for i, argument in enumerate(argv):
+    for argument, after in zip(argv, [*argv[1:], "--"]):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
-            name = name.replace("-", "_")
-            given[name] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-    arguments = dict(ConfigParser.load_config_files(_literal(given["args_file"]))) if "args_file" in given else {}
-    config_file = _literal(given["config_file"]) if "config_file" in given else arguments.get("config_file")
-    if config_file is None:
-        return
-    overrides = [name for name in [*arguments, *given] if name not in _RUN_ARGUMENTS and not name.startswith("_meta_")]
-    if "tracking" in given or "tracking" in arguments:
-        overrides = [name for name in overrides if name not in _TRACKING_ARGUMENTS]
-    for name in overrides:
-        if _literal(given[name]) is None if name in given else arguments[name] is None:
+            # an option without a value is true
+            given[name.replace("-", "_")] = value if equals else "True" if after.startswith("--") else after
+    arguments = dict(ConfigParser.load_config_files(literal(given["args_file"]))) if "args_file" in given else {}
+    values = {**arguments, **{name: literal(text) for name, text in given.items()}}
+    if (config_file := values.get("config_file")) is None:
+        return []
+    passed = _RUN_ARGUMENTS | (_TRACKING_ARGUMENTS if "tracking" in values else set())
+    values = {name: value for name, value in values.items() if name not in passed and not name.startswith("_meta_")}
+    for name, value in values.items():
+        if value is None:
             raise InputError(f"--{name}", "MONAI passes over None on the command line", "Write '$None', in quotes.")
     names = [Path(f).name for f in ([config_file] if isinstance(config_file, str) else config_file)]
     config = ConfigParser.load_config_files(config_file)
-    check_overrides(overrides, config, " + ".join(names))
-    check_values({name: _literal(given[name]) if name in given else arguments[name] for name in overrides}, config)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    check_overrides(list(values), config, " + ".join(names))
+    check_values(values, config)
+    return [
+        f"--{name}={value}"
+        for name, value in values.items()
+        if isinstance(value, bool)
+        and given.get(name, str(value)) != str(value)
+        and isinstance(_replaced(name, config), bool | None)
+    ]
 
 
 def _install_error_line() -> None:

@@ -7,12 +7,14 @@ import json
 import re
 import shutil
 import tempfile
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from monai_anomaly import __version__
 from monai_anomaly.bundle import bundles_folder
@@ -20,6 +22,7 @@ from monai_anomaly.calibration import least_normals
 from monai_anomaly.engines import DetectorFiles, load_detector
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_folder, atomic_path
+from monai_anomaly.io.content import content_hash
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.metrics import Figure, FigureTable
 from monai_anomaly.networks import AnomalyDetector
@@ -30,6 +33,8 @@ __all__ = ["detector_metadata", "export_onnx", "package_detector"]
 _OF_A_RUN, _OF_A_BUNDLE = "model_dir: $@output_dir + '/models'", "model_dir: $@bundle_root + '/models'"
 # Of an evaluation, by level, what a page and the metadata tell.
 _TOLD = {"image": ("auroc", "ap"), "pixel": ("auroc", "ap", "best_dice")}
+# Files of weights, by suffix.
+_WEIGHTS = (".pt", ".ts", ".onnx")
 # Rates whose thresholds go with the ONNX file, as far as the calibration carries them.
 _RATES = (0.01, 0.05, 0.1, 0.2)
 
@@ -40,6 +45,7 @@ def package_detector(
     bundle: str | Path | None = None,
     figure: str | Path | None = None,
     data_license: str | Path | None = None,
+    large_files: str | None = None,
 ) -> list[str]:
     """Make a bundle of a trained detector, which works wherever it is copied to.
 
@@ -53,17 +59,22 @@ def package_detector(
         bundle: the bundle that it was trained with; None: ours for this network.
         figure: an image for the page, beside the loss curves.
         data_license: a text on the training scans' licence; None: a text that says it was not stated.
+        large_files: address that the weights will be at. They are then written to a folder of their own beside
+            ``destination``, whose content is to be put there, and the bundle has ``large_files.yml``, by which MONAI's
+            ``download_large_files`` gets them.
 
     Returns:
-        What was left out, a line each.
+        What was left out, and where weights are that are not in the bundle, a line each.
 
     Raises:
         InputError: if there is no detector, ``destination`` exists, no bundle is known for the network, or a named
             file is missing.
     """
     run, destination = Path(run), Path(destination)
-    if destination.exists():
-        raise InputError(destination, "exists already", "Name another place, or remove it first.")
+    aside = destination.with_name(f"{destination.stem}_large_files")
+    for place in (destination, *([aside] if large_files else [])):
+        if place.exists():
+            raise InputError(place, "exists already", "Name another place, or remove it first.")
     for path in (figure, data_license):
         if path is not None and not Path(path).is_file():
             raise InputError(path, "no such file", "Check the path.")
@@ -71,16 +82,34 @@ def package_detector(
     source = _bundle_of(files) if bundle is None else Path(bundle)
     if not (source / "configs" / "metadata.json").is_file():
         raise InputError(source, "not a bundle: it has no configs/metadata.json", "Name a bundle's folder.")
-    parts = (run, source, files, figure, data_license)
-    if destination.suffix.lower() != ".zip":
-        with atomic_folder(destination) as folder:
-            return _fill(folder, destination.name, *parts)
-    with tempfile.TemporaryDirectory() as place, atomic_path(destination) as archive:
-        folder = Path(place) / destination.stem
-        folder.mkdir()
-        left_out = _fill(folder, destination.stem, *parts)
-        shutil.make_archive(str(archive.with_suffix("")), "zip", place, destination.stem)
+    zipped = destination.suffix.lower() == ".zip"
+    with ExitStack() as stack:
+        if zipped:
+            archive = stack.enter_context(atomic_path(destination))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / destination.stem
+            folder.mkdir()
+        else:
+            folder = stack.enter_context(atomic_folder(destination))
+        name = destination.stem if zipped else destination.name
+        left_out = _fill(folder, name, run, source, files, figure, data_license, large_files)
+        if large_files:
+            _set_aside(folder, stack.enter_context(atomic_folder(aside)), large_files)
+            left_out.append(f"{aside}: put its content to {large_files}")
+        if zipped:
+            shutil.make_archive(str(archive.with_suffix("")), "zip", folder.parent, folder.name)
     return left_out
+
+
+def _set_aside(folder: Path, aside: Path, url: str) -> None:
+    """Move the weights out of a bundle, and list them as the model zoo does."""
+    listed = []
+    for path in sorted(path for path in (folder / "models").rglob("*") if path.suffix in _WEIGHTS):
+        name = path.relative_to(folder).as_posix()
+        address = f"{url.rstrip('/')}/{name}"
+        listed.append({"path": name, "url": address, "hash_val": content_hash(str(path)), "hash_type": "sha256"})
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, aside / name)
+    (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": listed}, sort_keys=False), encoding="utf-8")
 
 
 def detector_metadata(shipped: dict[str, Any], files: DetectorFiles, eval_metrics: dict[str, float]) -> dict[str, Any]:
@@ -150,6 +179,7 @@ def _fill(
     files: DetectorFiles,
     figure: str | Path | None,
     data_license: str | Path | None,
+    large_files: str | None,
 ) -> list[str]:
     import monai.bundle
 
@@ -197,7 +227,8 @@ def _fill(
         shutil.copy(data_license, docs / "data_license.txt")
     page = source / "docs" / "README.md"
     method = _section(page.read_text(encoding="utf-8"), "Model") if page.is_file() else ""
-    (docs / "README.md").write_text(_page(name, metadata, method, files, figures, images), encoding="utf-8")
+    text = _page(name, metadata, method, files, figures, images, large_files)
+    (docs / "README.md").write_text(text, encoding="utf-8")
     return left_out
 
 
@@ -300,6 +331,7 @@ def _page(
     files: DetectorFiles,
     figures: list[Figure],
     images: dict[str, str],
+    large_files: str | None,
 ) -> str:
     """The bundle's page, from the files of the run alone."""
     training, config = files.description["training"], files.preprocessing.config
@@ -316,11 +348,7 @@ def _page(
             f"| {row.level} | {row.metric} | {_number(row.value)} | {_interval(row)} | {row.n} |" for row in figures
         ]
         performance = ["| level | metric | value | 95 % interval | n |", "|---|---|---|---|---|", *rows]
-        performance += [
-            "",
-            "On test scans of other patients; n is the number of scans, or of pixels. `best_dice` is an",
-        ]
-        performance += ["oracle over thresholds."]
+        performance += ["", "On test scans of other patients; n: scans or pixels; `best_dice`: an oracle over thresholds."]
     else:
         performance = ["Not evaluated."]
     least = f"{1 / (patients + 1):.3g}" if patients else ""
@@ -353,7 +381,8 @@ def _page(
         "\n".join(performance),
         rate,
         "## How to run",
-        "`B` is this folder.",
+        "`B` is this folder."
+        + " Get the weights: `python -m monai.bundle download_large_files --bundle_path B`." * bool(large_files),
         "```bash\n"
         f'pip install "monai-anomaly=={metadata["required_packages_version"].get("monai-anomaly", "")}"\n'
         "python -m monai.bundle run --config_file B/configs/inference.yaml --bundle_root B --dataset_dir SCANS "

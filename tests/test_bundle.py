@@ -108,7 +108,8 @@ def test_maps_are_zero_where_there_is_no_tissue_and_masks_cut_them(evaluated: Pa
 def test_predictions_and_metrics_are_those_of_the_written_files(evaluated: Path, tiny_cohort: Path) -> None:
     rows = table(evaluated / "predictions.csv")
     columns = ["case", "image", "patient", "label", "anomaly_score"]
-    assert list(rows[0]) == [*columns, "p_value", "patient_p_value", "flagged", "threshold", "alpha", "no_mask"]
+    columns += ["p_value", "patient_p_value", "peak_p_value", "flagged", "mask_rule", "threshold", "alpha", "no_mask"]
+    assert list(rows[0]) == columns
     assert {row["patient"] for row in rows} == {"test-0", "test-1", "test-2", "abnormal-0", "abnormal-1"}
     labels, scores = [int(row["label"]) for row in rows], [float(row["anomaly_score"]) for row in rows]
     maps, masks = [], []

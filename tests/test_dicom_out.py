@@ -45,6 +45,7 @@ from monai_anomaly.io.dicom_out import (
     segmentation,
 )
 from monai_anomaly.io.load import LoadScan
+from monai_anomaly.io.slicer_out import numbered_lesions
 from monai_anomaly.metrics import lesion_table
 from monai_anomaly.report.overlay import overlay_pictures
 
@@ -225,7 +226,8 @@ def test_report_states_each_lesion(folder: Path) -> None:
     rows = lesion_table(anomaly_map, anomaly_map > 0, np.asarray(scan.affine), lambda peak: 1 / peak)
     source = DicomSource(scan)
     segments = segmentation(source, anomaly_map > 0, IDENTITY)
-    report = measurement_report(source, segments, rows, 0.75, 0.125, IDENTITY)
+    numbers = numbered_lesions(anomaly_map > 0, np.asarray(scan.affine), rows)
+    report = measurement_report(source, segments, rows, numbers, 0.75, 0.125, IDENTITY)
     report.save_as(folder.parent / "report.dcm", enforce_file_format=True)
     items = tree(pydicom.dcmread(folder.parent / "report.dcm"))
     values: dict[str, list[float]] = {}
@@ -244,8 +246,18 @@ def test_report_states_each_lesion(folder: Path) -> None:
     signs = f"{'LR'[int(x < 0)]}{abs(x):.1f} {'PA'[int(y < 0)]}{abs(y):.1f} {'HF'[int(z < 0)]}{abs(z):.1f}"
     assert names[0] == f"Anomaly 1, peak at {signs} mm"
     groups = hd.sr.srread(folder.parent / "report.dcm").content.get_volumetric_roi_measurement_groups()
-    referred = {group.referenced_segment[0].referenced_sop_instance_uid for group in groups}
-    assert referred == {segments.SOPInstanceUID}
+    assert groups[0].referenced_segment[0].referenced_sop_instance_uid == segments.SOPInstanceUID
+    # each lesion is its own outlines, painted here by the rule of even and odd
+    from skimage.draw import polygon2mask
+
+    slices = {header.SOPInstanceUID: index for index, header in enumerate(source.headers)}
+    for group, number in zip(groups[1:], (1, 2), strict=True):
+        painted = np.zeros(anomaly_map.shape, bool)
+        for region in group.roi:
+            (reference,) = region.ContentSequence[0].ReferencedSOPSequence
+            plane = polygon2mask(anomaly_map.shape[:2], region.value - 0.5)
+            painted[:, :, slices[reference.ReferencedSOPInstanceUID]] |= plane
+        np.testing.assert_array_equal(painted, numbers == number)
 
 
 def run(path: Path, out: Path, alpha: float | None = 0.05, time_point: int | None = None) -> CohortEvaluator:
@@ -366,7 +378,9 @@ def all_written(scan: torch.Tensor, time_point: int | None, out: Path) -> tuple[
     found = {
         "seg": segments,
         "map": parametric_map(source, anomaly_map, IDENTITY),
-        "report": measurement_report(source, segments, rows, 1.0, 0.05, IDENTITY),
+        "report": measurement_report(
+            source, segments, rows, numbered_lesions(mask, np.asarray(scan.affine), rows), 1.0, 0.05, IDENTITY
+        ),
         "overlay": list(overlay_series(source, pictures, IDENTITY, "painted"))[len(source.slices) // 2],
     }
     out.mkdir(exist_ok=True)

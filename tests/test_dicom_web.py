@@ -165,8 +165,9 @@ def test_a_series_is_chosen_by_uid_or_description(pacs: Pacs, tmp_path: Path) ->
         fetch_series(pacs.url, study, wanted, tmp_path / str(number))
         assert (tmp_path / str(number) / uid).is_dir()
     line = refusal(fetch_series, pacs.url, study, None, tmp_path / "none")
-    assert f"the study has 2 scans (T1 [{pacs.instances[0].SeriesInstanceUID}], FLAIR [{uid}])" in line
-    assert "has 0 series 'T2'" in refusal(fetch_series, pacs.url, study, "T2", tmp_path / "none")
+    assert "2 of 2 series are readable" in line
+    assert f"(T1 [{pacs.instances[0].SeriesInstanceUID}], FLAIR [{uid}])" in line
+    assert "0 of 2 series are called 'T2'" in refusal(fetch_series, pacs.url, study, "T2", tmp_path / "none")
     assert "has no study 1.2.3" in refusal(fetch_series, pacs.url, "1.2.3", None, tmp_path / "none")
     assert "--study: is not given" in refusal(fetch_series, pacs.url, "", None, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -60,6 +60,38 @@ def test_train_score_and_segment(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert made.pixel_array.sum() == int(expected.anomaly_mask.sum())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")
+def test_compare_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        write_nifti(tmp_path / "cohort" / "train" / "normal" / f"n{i}.nii.gz", i)
+    for i in range(2):
+        write_nifti(tmp_path / "cohort" / "test" / "normal" / f"t{i}.nii.gz", 20 + i)
+        mask = tmp_path / "cohort" / "test" / "masks" / f"a{i}.nii.gz"
+        write_nifti(tmp_path / "cohort" / "test" / "abnormal" / f"a{i}.nii.gz", 30 + i, mask)
+    arguments = [str(tmp_path / "cohort"), str(tmp_path / "out"), "--epochs", "1", "--size", "32"]
+    found = example("compare_methods")(arguments)
+    for detector in ("DenoisingAutoencoder", "Autoencoder", "intensity threshold", "z-score"):
+        assert list(found[detector]) == ["image auroc", "image ap", "pixel auroc", "pixel ap"]
+        assert all(0 <= row.value <= 1 for row in found[detector].values())
+    assert f"Autoencoder: image auroc {found['Autoencoder']['image auroc'].value:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*patients of .* scans are not known")
+def test_own_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(6):
+        write_nifti(tmp_path / "normals" / f"n{i}.nii.gz", i)
+    scan = write_nifti(tmp_path / "scan.nii.gz", 20)
+    found = example("own_network")(
+        [str(tmp_path / "normals"), str(tmp_path / "out"), str(scan), "--epochs", "1", "--size", "64"]
+    )
+    assert found.restoration is not None
+    assert found.restoration.shape[1:] == found.anomaly_map.shape[1:] == nib.load(scan).shape
+    assert 0 < found.p_value <= 1
+    assert f"score {found.anomaly_score:.4g}" in capsys.readouterr().out
+
+
 def test_brain_volumes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = DenoisingAutoencoder(channels=(4, 8), mirror_axis=1).eval()

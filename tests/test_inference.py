@@ -517,3 +517,21 @@ def test_a_batch_runs_the_slices_with_tissue_alone(tmp_path: Path, collated: boo
         assert not alone[..., EMPTY_SLICE].any()
     with pytest.raises(ValueError, match="MetaTensors"):
         inferer(torch.rand(1, 1, *SHAPE), network)
+
+
+def test_what_is_flagged_is_what_the_peak_of_the_map_says(tmp_path: Path) -> None:
+    """A scan whose score is the lowest of all may be flagged: the score is another test, and the row holds both."""
+    network = BrightVoxels()
+    network.calibration.fit({f"p{i}": 1e3 + i for i in range(19)}, {f"p{i}": 0.05 * i for i in range(19)})
+    preprocessing = ScanPreprocessing((32, 32))
+    items = [
+        {"image": str(write_nifti(tmp_path / f"{seed}.nii.gz", seed)), "case": f"c{seed}", "patient": f"n{seed}"}
+        for seed in range(4)
+    ]
+    evaluator = cohort_evaluator(network, preprocessing, scan_loader(items, preprocessing), tmp_path / "out", alpha=0.2)
+    evaluator.run()
+    rows = table(tmp_path / "out" / "predictions.csv")
+    assert {row["p_value"] for row in rows} == {"1.0"}
+    assert [row["flagged"] == "1" for row in rows] == [float(row["peak_p_value"]) <= 0.2 for row in rows]
+    assert {row["flagged"] for row in rows} == {"1"}
+    assert {row["mask_rule"] for row in rows} == {"family"}

@@ -352,3 +352,60 @@ def test_real_volumes(real_data: Path) -> None:
         scan = LoadScan()(path)
         np.testing.assert_array_equal(scan[0].numpy(), np.asarray(image.dataobj, dtype=np.float32))
         np.testing.assert_array_equal(scan.affine.numpy(), image.affine)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "certain"),
+    [
+        ({"pixdim[0]": 0, "sform_code": 1, "qform_code": 1}, "setting qfac to 1", True),
+        ({"pixdim[0]": 0, "sform_code": 0, "qform_code": 1}, "setting qfac to 1", True),
+        ({"pixdim[0]": 0, "sform_code": 0, "qform_code": 0}, "setting qfac to 1", True),
+        ({"pixdim[0]": -3, "sform_code": 1, "qform_code": 0}, "setting qfac to 1", True),
+        ({"pixdim[0]": -3, "sform_code": 0, "qform_code": 1}, "setting qfac to 1", False),
+        ({"pixdim[2]": -1.5, "sform_code": 2, "qform_code": 1}, "setting to abs", True),
+        ({"pixdim[2]": -1.5, "sform_code": 0, "qform_code": 1}, "setting to abs", False),
+        ({"pixdim[3]": 0, "sform_code": 0, "qform_code": 0}, "setting 0 dims to 1", False),
+        ({"sform_code": 9, "qform_code": 1}, "sform_code 9 not valid", False),
+        ({"sform_code": -1, "qform_code": 1}, "sform_code -1 not valid", False),
+        ({"sform_code": 1, "qform_code": 17}, "qform_code 17 not valid", True),
+        ({"sform_code": 0, "qform_code": 17}, "qform_code 17 not valid", False),
+        ({"bitpix": 3, "sform_code": 0, "qform_code": 1}, "setting bitpix", True),
+    ],
+)
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_mended_header_is_told_or_refused(
+    tmp_path: Path, fields: dict[str, float], told: str, certain: bool, kind: type[nib.Nifti1Image]
+) -> None:
+    array = RNG.random((3, 4, 5), dtype=np.float32)
+    image = kind(array, np.diag([2.0, 1.5, 3, 1]))
+    path = tmp_path / ("a.nii.gz" if certain else "a.nii")
+    nib.save(image, path)
+    with gzip.open(path) if certain else path.open("rb") as file:
+        data = file.read()
+    size = image.header.template_dtype.itemsize
+    header = type(image.header)(data[:size], check=False)
+    for name, value in fields.items():
+        if name.startswith("pixdim"):
+            header["pixdim"][int(name[-2])] = value
+        else:
+            header[name] = value
+    data = header.binaryblock + data[size:]
+    path.write_bytes(gzip.compress(data) if certain else data)
+    if certain:
+        with pytest.warns(UserWarning, match=rf"a.nii.gz: the header was mended: .*{told}") as caught:
+            scan = LoadScan()(path)
+        assert len(caught) == 1
+        np.testing.assert_array_equal(scan[0].numpy(), array)
+    else:
+        with pytest.raises(InputError, match=rf"a.nii: the header was mended: .*{told}.*programs differ"):
+            LoadScan()(path)
+
+
+def test_a_volume_of_freesurfer_without_geometry_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.mgh"
+    nib.save(nib.MGHImage(RNG.random((3, 4, 5), dtype=np.float32), np.diag([2.0, 1.5, 3, 1])), path)
+    data = bytearray(path.read_bytes())
+    data[28:30] = b"\0\0"
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="a.mgh: the header states no geometry"):
+        LoadScan()(path)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_runs import refusal
 
 from monai_anomaly.bundle import check_overrides, check_values
 from monai_anomaly.exceptions import InputError
@@ -92,3 +97,45 @@ def test_cuda_where_there_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda:0: PyTorch finds no CUDA device here"):
         check_values({"device": "cuda:0"}, VALUES)
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (["--report", "FALSE", "--head", "1"], "False None 1"),
+        (["--report=false", "--layout=true"], "False True 0"),
+        (["--layout", "False", "--report"], "True False 0"),
+        (["--layout", "--head", "true"], "--head: cannot be True. Pass a number such as 0."),
+        (["--report", "1x"], "--report: cannot be '1x'. Pass True or False."),
+        (["--report", "yes"], "--report: cannot be 'yes'. Pass True or False."),
+    ],
+)
+def test_truth_values_are_taken_in_any_case(
+    options: list[str], values: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MONAI's command line alone would take "false" for a text, which is true."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "1.0"}')
+    config = tmp_path / "configs" / "run.yaml"
+    config.write_text(
+        """
+bundle_root: .
+report: true
+layout: null
+head: 0
+imports: [$import monai_anomaly, $import pathlib]
+initialize: [$monai_anomaly.bundle.check_run(@bundle_root)]
+run: ["$pathlib.Path('found').write_text(' '.join(map(str, [@report, @layout, @head])))"]
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    # both are changed by the run
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    monkeypatch.setattr("sys.argv", ["", "run", "--config_file", str(config), "--bundle_root", str(tmp_path), *options])
+    if values.startswith("--"):
+        assert refusal(runpy.run_module, "monai.bundle", run_name="__main__", alter_sys=True) == values
+    else:
+        with contextlib.suppress(SystemExit):
+            runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        assert (tmp_path / "found").read_text() == values

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from bundle_runs import BUNDLES, command, refusal, run_bundle
 
 from monai_anomaly.__main__ import main
@@ -49,9 +50,11 @@ def test_a_bundle_works_where_it_is_copied_to(
     done = command(
         *("-m", "monai.bundle", "run", "--config_file", moved / "configs" / "inference.yaml"),
         *("--bundle_root", moved, "--dataset_dir", scan, "--output_dir", tmp_path / "out", "--overview_slices", "0"),
+        *("--report", "false"),
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out" / "report.html").exists()
     for name in ("anomaly_map", "anomaly_mask", "restoration"):
         found, own = (
             np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj)
@@ -147,6 +150,24 @@ def test_a_zip_without_onnx_and_evaluation(
         bundle_root=str(bundle),
         device="cpu",
     )
+
+
+def test_weights_beside_the_bundle_come_back_as_the_zoo_fetches_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    run, bundle, aside = untrained(tmp_path / "run"), tmp_path / "b", tmp_path / "b_large_files"
+    assert main(["package", str(run), str(bundle), "--large_files", aside.as_uri()]) == 0
+    assert f"{aside}: put its content to {aside.as_uri()}" in capsys.readouterr().out
+    assert [path.name for path in (bundle / "models").iterdir()] == ["detector.json"]
+    listed = yaml.safe_load((bundle / "large_files.yml").read_text())["large_files"]
+    assert [entry["path"] for entry in listed] == ["models/model.pt", "models/model.ts"]
+    assert {tuple(entry) for entry in listed} == {("path", "url", "hash_val", "hash_type")}
+    assert "download_large_files" in (bundle / "docs" / "README.md").read_text()
+    monai.bundle.download_large_files(bundle_path=str(bundle))
+    assert (bundle / "models" / "model.pt").read_bytes() == (run / "models" / "model.pt").read_bytes()
+    load_detector(bundle / "models")
+    assert "b_large_files: exists already" in refusal(package_detector, run, tmp_path / "b.zip", large_files="x")
 
 
 class OwnDetector(AnomalyDetector):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_anomaly.bundle import literal
 from monai_anomaly.exceptions import InputError
 
 __all__ = ["add_arguments", "parsed_options", "run"]
@@ -171,8 +171,5 @@ def parsed_options(given: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise InputError("--options", f"{item} sets nothing", "Write [METHOD:]id=value.")
         method, colon, name = left.partition(":")
         key, name = (method, name) if colon else ("*", left)
-        try:
-            options.setdefault(key, {})[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options.setdefault(key, {})[name] = value
+        options.setdefault(key, {})[name] = literal(value)
     return options

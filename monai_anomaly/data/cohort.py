@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import re
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +20,9 @@ from monai_anomaly.exceptions import InputError, is_plain
 from monai_anomaly.io.content import shown_digest
 from monai_anomaly.io.dicom import is_dicom_file, is_dicom_folder
 from monai_anomaly.io.load import DICOM_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
-from monai_anomaly.io.series import AUTO, find_series
+from monai_anomaly.io.series import AUTO, SeriesFit, choose_series, find_series, list_series
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.io.untrusted import refuse_damage
-
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "write_datalist"]
 
@@ -102,15 +96,17 @@ def load_cohort(
     stratify_by: Sequence[str] = STRATA,
     seed: int = 0,
     series: str | None = None,
+    series_fit: SeriesFit | None = None,
 ) -> Cohort:
     """Describe the cohort that a file or folder holds.
 
     Accepted are, tried in this order: a datalist JSON (sections ``training``, ``validation``, ``calibration``, ``test``
-    of items with ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``; paths relative to its folder), a
-    single scan file or folder of one DICOM series, a folder with one such JSON named ``cohort.json``, ``datalist.json``
-    or ``dataset.json``, a folder ``train/normal`` [, ``validation/normal``, ``calibration/normal``], ``test/normal``,
-    ``test/abnormal``, ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``,
-    ``ground_truth/<kind>/<stem>_mask.png``), and any other folder, all of whose scans are test items of unknown label.
+    of items with ``image`` and optionally ``label``, ``mask``, ``patient``, ``case``, and ``series``, the UID or
+    description of one of several series in a DICOM folder; paths relative to its folder), a single scan file or folder
+    of one DICOM series, a folder with one such JSON named ``cohort.json``, ``datalist.json`` or ``dataset.json``, a
+    folder ``train/normal`` [, ``validation/normal``, ``calibration/normal``], ``test/normal``, ``test/abnormal``,
+    ``test/masks``, MVTec AD's layout (``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<stem>_mask.png``), and
+    any other folder, all of whose scans are test items of unknown label.
     A folder with DICOM images counts as one scan. Links to folders are followed, each folder once. One warning counts
     what is passed over: of BIDS data ``derivatives``, ``sourcedata``, 2-D images, masks, and types of data other than
     structural images; folders of DICOM files without an image; 2-D images of a disc with a DICOMDIR; formats of images
@@ -132,8 +128,8 @@ def load_cohort(
             size, to within one patient. Items without the keys are a stratum of their own.
         seed: chooses these patients.
         series: for a folder of DICOM studies as a PACS exports them: the UID or description of the series to test, one
-            of each study; ``"auto"`` takes the only one of a study that can be read as a volume. What is chosen and why
-            is logged. The scans must be read with the same ``series``.
+            of each study; ``"auto"`` takes the only one of a study that fits. Which and why is logged; items name it.
+        series_fit: what fits (``DetectorFiles.series_fit``); None: any volume.
 
     Returns:
         The cohort, with absolute paths.
@@ -155,7 +151,7 @@ def load_cohort(
         raise InputError(path, "no such file or folder", "Check the path.")
     hold_out, single = False, False
     if series is not None and path.is_dir():
-        root, sides, single = path.parent, _sides(test=_series_items(path, series)), True
+        root, sides, single = path.parent, _sides(test=_series_items(path, series, series_fit)), True
     elif path.is_file() and path.suffix.lower() == ".json":
         root, sides = path.parent, _read_datalist(path)
     elif path.is_file() or (is_dicom_folder(path) and _holds_image(path)):
@@ -196,6 +192,7 @@ def write_datalist(
     test_fraction: float = 0.0,
     stratify_by: Sequence[str] = STRATA,
     seed: int = 0,
+    series: str | None = None,
 ) -> dict[str, Any]:
     """Write the datalist of a folder, to be looked at, corrected and given to :func:`load_cohort`.
 
@@ -210,6 +207,8 @@ def write_datalist(
         test_fraction: share (in [0, 1)) of the patients to test on; only for a folder without a test side.
         stratify_by: as in :func:`load_cohort`; the values come from further columns of ``patients.csv``.
         seed: chooses the patients.
+        series: as in :func:`load_cohort`, for a folder without sides. Without it a folder of several series gives the
+            only volume among them.
 
     Returns:
         What was written: ``name`` and the sections ``training``, ``calibration`` and ``test``, and ``validation`` where
@@ -226,7 +225,11 @@ def write_datalist(
         raise InputError(root, "no such folder", "Check the path.")
     sides = _read_layout(root)
     if sides is None:
-        sides = _sides(training=[_item(scan, label=0) for scan in _find_scans(root)])
+        if series is None:
+            items = [_one_series(_item(scan, label=0)) for scan in _find_scans(root)]
+        else:
+            items = _series_items(root, series, label=0)
+        sides = _sides(training=items)
         _complete(root, sides, patient_regex, False)
         sides["training"], sides["test"] = _hold_out(sides["training"], test_fraction, seed, keys)
     elif test_fraction > 0:
@@ -268,16 +271,16 @@ def _check_fraction(option: str, fraction: float) -> None:
         raise InputError(option, f"is {fraction}", "Give a number from 0 up to, but not including, 1.")
 
 
-def _series_items(folder: Path, wanted: str) -> list[Item]:
-    """One series of each study below a folder, as scans of unknown label."""
-    items = []
-    for chosen in find_series(folder, wanted):
-        if chosen.scattered:
-            raise InputError(folder, f"series {chosen.uid}: {chosen.problem}", "Put its files into one folder.")
-        why = "the only readable volume of its study" if wanted == AUTO else f"series={wanted}"
-        logger.info("Series %s (%s, %d slices): %s", chosen.uid, chosen.description, chosen.slices, why)
-        items.append(_item(chosen.folder))
-    return items
+def _series_items(folder: Path, wanted: str, fit: SeriesFit | None = None, label: int | None = None) -> list[Item]:
+    """One series of each study below a folder."""
+    chosen = find_series(folder, wanted, fit)
+    return [{**_item(series.folder, label), "series": series.uid} for series in chosen]
+
+
+def _one_series(item: Item) -> Item:
+    """A scan that was found; of a DICOM folder with several series, the only volume."""
+    found = list_series(item["image"], nested=False)[0] if os.path.isdir(item["image"]) else []
+    return {**item, "series": choose_series(item["image"], found, AUTO)[0].uid} if len(found) > 1 else item
 
 
 def _find_scans(folder: Path) -> list[Path]:
@@ -458,7 +461,7 @@ def _read_item(path: Path, where: str, entry: Any, side: str) -> Item:
         raise InputError(path, f"{where} has label {label!r}", "Labels are 0 (normal) and 1 (abnormal).")
     if mask is not None and not isinstance(mask, str):
         raise InputError(path, f"{where} has a mask that is no path", "Give one path, or leave the mask out.")
-    for key in ("patient", *STRATA):
+    for key in ("patient", "series", *STRATA):
         if not isinstance(entry.get(key), str | int | float | None):
             raise InputError(path, f"{where} has {key} {str(entry[key])[:80]!r}", "Write it as text.")
     case = entry.get("case")
@@ -488,13 +491,15 @@ def _complete(root: Path, sides: Sides, patient_regex: str | None, single: bool)
     outside = [Path(_files(item)[0]) for side in SIDES for item in sides[side]]
     outside = [path for path in outside if not path.is_relative_to(root)]
     common = Path(os.path.commonpath([path.parent for path in outside])) if outside else root
+    shared = Counter(_files(item)[0] for side in SIDES for item in sides[side])
     for item in (item for side in SIDES for item in sides[side]):
         first = Path(_files(item)[0])
         inside = first.is_relative_to(root)
         relative = first.relative_to(root) if inside else first
         short = relative if inside else first.relative_to(common)
         if item.get("case") is None:
-            item["case"] = _case_of("__".join((*short.parts[:-1], _stem(short))))
+            several = [str(item["series"])] if "series" in item and shared[str(first)] > 1 else []
+            item["case"] = _case_of("__".join((*short.parts[:-1], _stem(short), *several)))
         row = {} if table is None else table.get(relative.as_posix(), {})
         for key, value in row.items():
             if key not in _OWN_KEYS:
@@ -624,21 +629,21 @@ def check_cohort(cohort: Cohort, source: Path | None = None) -> None:
 
 def _check_content(sides: Sides, source: Path) -> None:
     """Reject the same image on two sides or of two calibration patients, and warn of other copies on one."""
-    alike: dict[str, dict[tuple[str, str], tuple[str, str, str]]] = defaultdict(dict)
+    alike: dict[str, dict[tuple[str, str], tuple[str, str, str, str | None]]] = defaultdict(dict)
     for side in SIDES:
         for item in sides[side]:
             for file in _files(item):
-                entry = (side, item["patient"], file)
+                entry = (side, item["patient"], file, item.get("series"))
                 # a file that is gone or broken has nothing to compare; reading it as a scan says so
                 with suppress(InputError):
-                    alike[shown_digest(Path(file), _PROBE_BYTES)].setdefault((item["case"], file), entry)
+                    alike[shown_digest(Path(file), _PROBE_BYTES, entry[3])].setdefault((item["case"], file), entry)
     copies: dict[str, list[str]] = defaultdict(list)
     for group in alike.values():
-        seen: dict[str, tuple[str, str, str]] = {}
+        seen: dict[str, tuple[str, str, str, str | None]] = {}
         for entry in group.values() if len(group) > 1 else ():
-            side, patient, file = entry
+            side, patient, file, series = entry
             try:
-                first = seen.setdefault(shown_digest(Path(file)), entry)
+                first = seen.setdefault(shown_digest(Path(file), series=series), entry)
             except InputError:  # as above
                 continue
             if first[0] != side:

@@ -35,7 +35,6 @@ class ScanPreprocessing(Compose):
         least_tissue: see ``tissue_slices``.
         headroom: room above the upper percentile, for lesions brighter than any normal tissue.
         time_point: which volume of a 4-D file or series to read.
-        series: which series of a DICOM folder with several to read (see ``load_cohort``).
 
     Raises:
         ValueError: for an ``image_size`` of neither two nor three numbers, ``tiles`` of a whole volume, or what
@@ -52,7 +51,6 @@ class ScanPreprocessing(Compose):
         least_tissue: float = 0.1,
         headroom: float = 1.6,
         time_point: int | None = None,
-        series: str | None = None,
     ) -> None:
         self.config: dict[str, Any] = {
             "image_size": [int(n) for n in image_size],
@@ -63,9 +61,9 @@ class ScanPreprocessing(Compose):
             "headroom": float(headroom),
             "least_tissue": float(least_tissue),
         }
-        self.time_point, self.series = time_point, series
+        self.time_point = time_point
         self.least_tissue = least_tissue
-        self._load = LoadScand("image", time_point=time_point, series=series)
+        self._load = LoadScand("image", time_point=time_point)
         self._normalize = NormalizeForegroundd("image", percentiles[0], percentiles[1], headroom=headroom)
         self._grid: SliceGridd | VolumeGridd
         if len(image_size) == 2:
@@ -95,9 +93,9 @@ class ScanPreprocessing(Compose):
         """The array transform that normalises."""
         return self._normalize.transform
 
-    def load(self, image: str | Sequence[str]) -> MetaTensor:
-        """The scan alone, shape (C, X, Y, Z), unnormalised."""
-        return self._load({"image": image})["image"]
+    def load(self, image: str | Sequence[str], series: str | None = None) -> MetaTensor:
+        """The scan alone (see ``LoadScan``), shape (C, X, Y, Z), unnormalised."""
+        return self._load({"image": image, "series": series})["image"]
 
     def stack(self, scan: MetaTensor) -> MetaTensor:
         """The slices of a loaded scan, shape (C, H, W, S), or its volume, shape (C, X, Y, Z)."""

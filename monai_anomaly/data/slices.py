@@ -105,7 +105,7 @@ class SliceDataset(Dataset, Randomizable):
 
     def _arrays_or_failure(self, item: dict[str, Any]) -> tuple[str, dict[str, np.ndarray] | str]:
         try:
-            digest = content_hash(item["image"])
+            digest = content_hash(item["image"], item.get("series"))
             key = {
                 "content": digest,
                 "preprocessing": {**self.transform.config, "time_point": self.transform.time_point},
@@ -117,7 +117,7 @@ class SliceDataset(Dataset, Randomizable):
             return "", describe_failure(error)
 
     def _make(self, item: dict[str, Any]) -> dict[str, np.ndarray]:
-        stack = self.transform({"image": item["image"]})["image"]
+        stack = self.transform({"image": item["image"], "series": item.get("series")})["image"]
         if self.transform.spatial_dims == 3:
             slices = stack.as_tensor()[None].float()
         else:
@@ -188,7 +188,7 @@ class ScanDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data[index]
         try:
-            scan = self.transform.load(item["image"])
+            scan = self.transform.load(item["image"], item.get("series"))
             stack = self.transform.stack(scan)
             return {"item": item, "scan": scan, "stack": stack, "tissue": self.transform.tissue(stack)}
         except Exception as error:

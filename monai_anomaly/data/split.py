@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.content import shown_digest
+from monai_anomaly.io.series import describe_sources
 
 from .cohort import SIDES, STRATA, Cohort
 
@@ -27,9 +28,10 @@ def describe_split(cohort: Cohort, num_workers: int = 1) -> dict[str, Any]:
         num_workers: threads that read them.
 
     Returns:
-        JSON-able: ``by`` (``"patient"``), what ``Cohort.split`` holds, and under ``sides`` for each side ``scans`` and
-        ``patients`` (their numbers), ``strata`` (the number of patients by site and scanner, where items have them) and
-        ``digests`` (sorted; what each file that can be read shows, see ``shown_digest``).
+        JSON-able: ``by`` (``"patient"``), what ``Cohort.split`` holds, ``dicom`` (of the training scans, see
+        ``describe_sources``), and under ``sides`` for each side ``scans`` and ``patients`` (their numbers), ``strata``
+        (the number of patients by site and scanner, where items have them) and ``digests`` (sorted; what each file that
+        can be read shows, see ``shown_digest``).
     """
     sides: dict[str, Any] = {}
     for side in SIDES:
@@ -40,7 +42,16 @@ def describe_split(cohort: Cohort, num_workers: int = 1) -> dict[str, Any]:
             "strata": _strata(items, cohort.split.get("stratified_by") or STRATA),
             "digests": sorted({digest for digests in _digests(items, num_workers) for digest in digests}),
         }
-    return {"by": "patient", **cohort.split, "sides": sides}
+    return {"by": "patient", **cohort.split, "sides": sides, "dicom": describe_sources(_scans(cohort.training))}
+
+
+def _scans(items: Sequence[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    """Path and series of each file or folder."""
+    return [
+        (path, item.get("series"))
+        for item in items
+        for path in ([item["image"]] if isinstance(item["image"], str) else item["image"])
+    ]
 
 
 def seen_scans(split: Mapping[str, Any], data: Sequence[dict[str, Any]], num_workers: int = 1) -> list[dict[str, str]]:
@@ -67,16 +78,14 @@ def seen_scans(split: Mapping[str, Any], data: Sequence[dict[str, Any]], num_wor
 
 
 def _digests(items: Sequence[dict[str, Any]], num_workers: int) -> list[list[str]]:
-    files = [[item["image"]] if isinstance(item["image"], str) else list(item["image"]) for item in items]
-
-    def of_scan(paths: list[str]) -> list[str]:
+    def of_scan(item: dict[str, Any]) -> list[str]:
         try:
-            return [shown_digest(Path(path)) for path in paths]
+            return [shown_digest(Path(path), series=series) for path, series in _scans([item])]
         except InputError:
             return []  # a scan that cannot be read is listed as such where it is used
 
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        return list(pool.map(of_scan, files))
+        return list(pool.map(of_scan, items))
 
 
 def _strata(items: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from monai_anomaly.data.split import seen_scans
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.io.content import content_hash
+from monai_anomaly.io.series import SeriesFit
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.io.untrusted import refuse_damage
 from monai_anomaly.networks import AnomalyDetector, make_detector
@@ -44,7 +45,15 @@ _SPLIT = {
             "type": "object",
             "required": ["training", "validation", "calibration"],
             "additionalProperties": _SIDE,
-        }
+        },
+        "dicom": {
+            "type": ["object", "null"],
+            "required": ["modalities", "volumes"],
+            "properties": {
+                "modalities": {"type": "array", "items": {"type": "string"}},
+                "volumes": {"type": "boolean"},
+            },
+        },
     },
 }
 _STAGE = {
@@ -82,6 +91,13 @@ class DetectorFiles:
     preprocessing: ScanPreprocessing
     description: dict[str, Any]
 
+    @property
+    def series_fit(self) -> SeriesFit:
+        """What a DICOM series for this detector is like."""
+        known = (self.description.get("training", {}).get("split") or {}).get("dicom") or {}
+        volumes = self.network.spatial_dims == 3 or known.get("volumes", True)
+        return SeriesFit(self.network.in_channels, volumes, tuple(known.get("modalities", ())))
+
 
 def save_detector(
     folder: str | Path, network: AnomalyDetector, preprocessing: ScanPreprocessing, training: dict[str, Any]
@@ -116,13 +132,12 @@ def save_detector(
     )
 
 
-def load_detector(folder: str | Path, time_point: int | None = None, series: str | None = None) -> DetectorFiles:
+def load_detector(folder: str | Path, time_point: int | None = None) -> DetectorFiles:
     """Rebuild a detector from ``model.pt`` and ``detector.json``.
 
     Args:
         folder: the folder ``models``.
         time_point: which volume of 4-D scans to read.
-        series: which series of DICOM folders with several to read (see ``load_cohort``).
 
     Returns:
         The detector with its preprocessing.
@@ -138,7 +153,7 @@ def load_detector(folder: str | Path, time_point: int | None = None, series: str
     described = folder / "detector.json"
     description = _read_description(described)
     with refuse_damage(described, "not a detector's description", "Train again."):
-        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point, series=series)
+        preprocessing = ScanPreprocessing(**description["preprocessing"], time_point=time_point)
     network = _build(described, description["network"])
     _load_state(folder / "model.pt", network)
     digest = content_hash(str(folder / "model.pt"))

@@ -24,6 +24,7 @@ from monai_anomaly.io.dicom_out import (
     parametric_map,
     segmentation,
 )
+from monai_anomaly.io.slicer_out import numbered_lesions
 from monai_anomaly.metrics import lesion_table
 from monai_anomaly.networks import AnomalyDetector
 from monai_anomaly.report.overlay import overlay_pictures
@@ -114,7 +115,8 @@ class SaveDicomd(Transform):
         if len(rows) > MOST_LESIONS:
             name = data["item"]["case"]
             logger.warning(f"{name}: the DICOM report lists the first {MOST_LESIONS} of {len(rows)} lesions.")
-        return measurement_report(source, segments, rows, data["anomaly_score"], data.get("p_value"), identity)
+        numbers = numbered_lesions(data["anomaly_mask"], affine, rows)
+        return measurement_report(source, segments, rows, numbers, data["anomaly_score"], data.get("p_value"), identity)
 
 
 def _save(dataset: Dataset, path: Path) -> None:

@@ -8,12 +8,18 @@ from typing import Any
 from monai.transforms import Transform
 
 from monai_anomaly.io.dicom_web import fetch_series, store_files
+from monai_anomaly.io.series import SeriesFit
 
 __all__ = ["StoreDicomd", "scans_of"]
 
 
 def scans_of(
-    dataset_dir: str | Path | None, url: str | None, study: str | None, series: str | None, output_dir: str | Path
+    dataset_dir: str | Path | None,
+    url: str | None,
+    study: str | None,
+    series: str | None,
+    output_dir: str | Path,
+    fit: SeriesFit,
 ) -> str | Path | None:
     """Where the scans of a run are.
 
@@ -21,8 +27,9 @@ def scans_of(
         dataset_dir: what the user names.
         url: of a DICOMweb service, whose series takes its place; None for none.
         study: UID.
-        series: UID or description; None: the study has one scan.
+        series: UID or description; None or ``"auto"``: the study has one scan that fits.
         output_dir: the series is kept in its folder ``dicom_web``.
+        fit: of the detector.
 
     Returns:
         A folder, or ``dataset_dir`` as it is.
@@ -32,7 +39,7 @@ def scans_of(
     """
     if not url:
         return dataset_dir
-    return fetch_series(url, study or "", series, Path(output_dir) / "dicom_web")
+    return fetch_series(url, study or "", series, Path(output_dir) / "dicom_web", fit)
 
 
 class StoreDicomd(Transform):

@@ -46,7 +46,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _PREDICTIONS: tuple[str, ...] = ("case", "image", "patient", "label", "anomaly_score", "p_value", "patient_p_value")
-_PREDICTIONS += ("flagged", "threshold", "alpha", "no_mask")
+_PREDICTIONS += ("peak_p_value", "flagged", "mask_rule", "threshold", "alpha", "no_mask")
 # The table of predictions is written again once it has grown by this part: time stays linear in the scans.
 _SHARE = 20
 # Rates of false alarms that lesions are counted at beside alpha itself: multiples of alpha for the family-wise ones,
@@ -134,7 +134,10 @@ class PredictionsHandler(_ScanHandler):
         return {
             "anomaly_score": data["anomaly_score"],
             "p_value": data.get("p_value"),
+            # of the map, as the mask is: the score and the map may differ in what they say
+            "peak_p_value": self.calibration.map_p_value(float(data["anomaly_map"].max())),
             "flagged": None if mask is None else int(mask.any()),
+            "mask_rule": None if mask is None else settings.get("rule"),
             "threshold": settings.get("threshold"),
             "alpha": None if mask is None else settings.get("alpha"),
             "no_mask": settings.get("no_mask") or None,
@@ -282,10 +285,10 @@ class _DescribedHandler(_ScanHandler):
         self.mask_settings: Mapping[str, Any] | None = None
 
     def _description_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        image = data["item"]["image"]
+        image, series = data["item"]["image"], data["item"].get("series")
         images = [image] if isinstance(image, str) else image
         return {
-            "digests": [shown_digest(Path(image)) for image in images],
+            "digests": [shown_digest(Path(image), series=series) for image in images],
             "mask_settings": data.get("mask_settings"),
         }
 

@@ -46,6 +46,8 @@ class StackInferer(Inferer):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if not isinstance(channels_last, bool | None):
+            raise ValueError(f"channels_last is True, False or None, got {channels_last!r}")
         self.batch_size, self.amp, self.channels_last = batch_size, amp, channels_last
         self.preprocessing = preprocessing
 

@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.series import find_series
 
 from .detector_files import DetectorFiles, load_detector
 from .inferer import StackInferer
@@ -44,6 +45,7 @@ def predict(
     alpha: float | None = 0.05,
     mask_rule: str = "family",
     time_point: int | None = None,
+    series: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Prediction:
     """Detect anomalies in one scan.
@@ -55,6 +57,8 @@ def predict(
         alpha: rate of the mask (see ``MaskAboveThresholdd``); None for no mask.
         mask_rule: ``"family"`` or ``"voxel"``.
         time_point: which volume of a time series; with a loaded detector, give it to ``load_detector``.
+        series: of a DICOM study with several series, the one with this UID or description; ``"auto"``: the only one
+            that fits the detector. ``image`` is then the study's folder.
         device: where the detector runs.
 
     Returns:
@@ -76,9 +80,14 @@ def predict(
         folder = Path(detector)
         files = load_detector(folder if (folder / "model.pt").is_file() else folder / "models", time_point)
     network, preprocessing = files.network.to(device).eval(), files.preprocessing
-    images = str(image) if isinstance(image, (str, Path)) else [str(path) for path in image]
+    images: str | list[str] = str(image) if isinstance(image, (str, Path)) else [str(path) for path in image]
     mask_of = MaskAboveThresholdd(network, alpha, mask_rule)
-    scan = preprocessing.load(images)
+    if series is not None:
+        found = find_series(Path(str(image)), series, files.series_fit)
+        if len(found) > 1:
+            raise InputError(Path(str(image)), f"holds {len(found)} studies", "Predict one at a time.")
+        images, series = str(found[0].folder), found[0].uid
+    scan = preprocessing.load(images, series)
     stack = preprocessing.stack(scan)
     if len(stack) != network.in_channels:
         problem = f"has {len(stack)} channel(s), the detector takes {network.in_channels}"

@@ -234,7 +234,7 @@ class RunScans(Dataset):
 
 def case_content(item: Mapping[str, Any]) -> str:
     """Digest of an item: what its files hold, and all that is said of it, but not where they lie."""
-    files = {key: content_hash(item[key]) for key in ("image", "mask") if item.get(key) is not None}
+    files = {key: content_hash(item[key], item.get("series")) for key in ("image", "mask") if item.get(key) is not None}
     said = {key: value for key, value in item.items() if key not in ("image", "mask")}
     return sha256(json.dumps([files, said], sort_keys=True, default=str).encode()).hexdigest()
 
@@ -277,7 +277,7 @@ def _described(thing: Any, known: dict[int, tuple[Any, Any]]) -> Any:
         config = _described(thing.config, known)
         found = {"kind": name, "config": config, "state": sha256(state.encode()).hexdigest()}
     elif isinstance(thing, ScanPreprocessing):
-        found = {"kind": name, "time_point": thing.time_point, "series": thing.series, **thing.config}
+        found = {"kind": name, "time_point": thing.time_point, **thing.config}
     elif hasattr(thing, "__dict__"):
         parts = {key: value for key, value in vars(thing).items() if key not in _NO_SETTINGS}
         found = {"kind": name, **_described(parts, known)}

@@ -238,7 +238,7 @@ class DetectorTraining:
                 "epochs": [stage.state.max_epochs for stage in self.stages],
                 "validation_scans": sorted(self.data.val_dataset.hashes if self.data.cohort.validation else []),
                 "calibration_scans": sorted(
-                    content_hash(item["image"])
+                    content_hash(item["image"], item.get("series"))
                     for item in calibration_data
                     if item["case"] not in {failure["case"] for failure in self.failures}
                 ),

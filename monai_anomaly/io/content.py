@@ -14,6 +14,7 @@ import numpy as np
 from monai_anomaly.io.dicom import is_dicom_file
 from monai_anomaly.io.image_files import open_picture, upright
 from monai_anomaly.io.load import NIFTI_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
+from monai_anomaly.io.series import scan_files
 from monai_anomaly.io.untrusted import check_readable, refuse_damage
 
 __all__ = ["content_hash", "shown_digest"]
@@ -23,11 +24,12 @@ _NIFTI_HEADER = 352
 _BLOCK = 1 << 20
 
 
-def content_hash(image: str | Sequence[str]) -> str:
+def content_hash(image: str | Sequence[str], series: str | None = None) -> str:
     """SHA-256 of what a scan's files hold, whatever they are called.
 
     Args:
         image: path of a file or DICOM folder, or a list of them.
+        series: which series of a DICOM folder with several; None: all that is in the folder.
 
     Returns:
         64 hexadecimal digits. For one file, the digest of its bytes; for a folder, of the sorted digests of its files;
@@ -41,19 +43,20 @@ def content_hash(image: str | Sequence[str]) -> str:
     for path in paths:
         with refuse_damage(path):
             if path.is_dir():
-                parts = sorted(_file_hash(file) for file in path.iterdir() if file.is_file())
+                parts = sorted(_file_hash(file) for file in scan_files(path, series))
                 digests.append(sha256("".join(parts).encode()).hexdigest())
             else:
                 digests.append(_file_hash(path))
     return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
 
 
-def shown_digest(path: Path, most: int = -1) -> str:
+def shown_digest(path: Path, most: int = -1, series: str | None = None) -> str:
     """Digest of what an image shows, however it is packed: recompressed or converted copies have the same.
 
     Args:
         path: of a scan.
         most: voxel bytes of a NIfTI file that are read at the most; -1 reads all.
+        series: as for ``content_hash``.
 
     Raises:
         InputError: where the file cannot be read or is damaged.
@@ -61,17 +64,17 @@ def shown_digest(path: Path, most: int = -1) -> str:
     with refuse_damage(path):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _digest_of(path.absolute(), tuple(stats), most)
+    return _digest_of(path.absolute(), tuple(stats), most, series)
 
 
 @lru_cache(maxsize=1 << 16)
-def _digest_of(path: Path, stats: tuple[tuple[int, int], ...], most: int) -> str:
+def _digest_of(path: Path, stats: tuple[tuple[int, int], ...], most: int, series: str | None) -> str:
     """``shown_digest``, once for each state of a file: the check for known scans, tables and report all ask for it."""
     suffix = scan_suffix(path).lower()
     check_readable(path)
     with refuse_damage(path):
         if path.is_dir():
-            files = (file for file in path.iterdir() if file.is_file() and is_dicom_file(file))
+            files = filter(is_dicom_file, scan_files(path, series))
             return sha256("".join(sorted(_file_hash(file) for file in files)).encode()).hexdigest()
         if suffix in PICTURE_SUFFIXES:
             with open_picture(path) as picture:

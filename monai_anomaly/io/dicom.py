@@ -28,6 +28,7 @@ __all__ = [
     "choose_volume",
     "is_dicom_file",
     "is_dicom_folder",
+    "is_localizer",
     "read_header",
     "stack_affine",
     "stack_slices",
@@ -43,52 +44,21 @@ _DICOM_SUFFIXES = (".dcm", ".ima")
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # What tells images at one place apart, in the order by which volumes are numbered.
 _DIFFERENCES = (
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "EchoTime",
-    "EffectiveEchoTime",
-    "EchoNumbers",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "InversionTime",
-    "FlipAngle",
-    "NominalCardiacTriggerDelayTime",
-    "TriggerTime",
-    "ImageType",
-    "FrameType",
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex"),
+    *("EchoTime", "EffectiveEchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation"),
+    *("InversionTime", "FlipAngle", "NominalCardiacTriggerDelayTime", "TriggerTime", "ImageType", "FrameType"),
 )
 # Of these, what may change from slice to slice of one volume.
 _MAY_VARY = ("AcquisitionNumber", "TriggerTime", "NominalCardiacTriggerDelayTime")
 # What is read of each header before any pixel data.
 _HEADER = (
     *_DIFFERENCES,
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "SeriesDescription",
-    "Modality",
-    "Manufacturer",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "NumberOfFrames",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "SpacingBetweenSlices",
-    "SliceThickness",
-    "InstanceNumber",
-    "ImagesInAcquisition",
-    "StudyInstanceUID",
-    "AcquisitionTime",
-    "ContentTime",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "SegmentSequence",
+    *("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesDescription", "Modality"),
+    *("Manufacturer", "InstanceNumber", "ImagesInAcquisition", "AcquisitionTime", "ContentTime"),
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PhotometricInterpretation"),
+    *("PixelSpacing", "ImagerPixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
+    *("ImageOrientationPatient", "ImagePositionPatient"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SegmentSequence"),
 )
 # Siemens' private elements of a mosaic: how many slices it holds, and the CSA header, which has their normal.
 _MOSAIC_TAGS = (0x00190010, 0x0019100A, 0x00290010, 0x00290011, 0x00291010, 0x00291110)
@@ -96,18 +66,14 @@ _MOSAIC_TAGS = (0x00190010, 0x0019100A, 0x00290010, 0x00290011, 0x00291010, 0x00
 _GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-    "SpacingBetweenSlices": "PixelMeasuresSequence",
-    "SliceThickness": "PixelMeasuresSequence",
-    "TemporalPositionIndex": "FrameContentSequence",
+    **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
+    **dict.fromkeys(("TemporalPositionIndex", "DimensionIndexValues"), "FrameContentSequence"),
     "EffectiveEchoTime": "MREchoSequence",
     "DiffusionBValue": "MRDiffusionSequence",
     "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
     "FrameType": "MRImageFrameTypeSequence",
     "FlipAngle": "MRTimingAndRelatedParametersSequence",
-    "DimensionIndexValues": "FrameContentSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
+    **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), "PixelValueTransformationSequence"),
 }
 # Positions are written to a tenth of a millimetre or finer: each may be off by half of it, and the line through them
 # too. In fine stacks the limit is a fifth of the spacing: a lost slice leaves a quarter of it at the least.
@@ -182,6 +148,11 @@ def is_dicom_folder(path: str | Path) -> bool:
     if not path.is_dir():
         return False
     return any(file.suffix.lower() not in _OTHER_SUFFIXES and is_dicom_file(file) for file in path.iterdir())
+
+
+def is_localizer(header: Dataset) -> bool:
+    """Whether an image says of itself that other images are planned on it (a scout)."""
+    return "LOCALIZER" in (header.get("ImageType") or ())
 
 
 def choose_volume(where: str | Path, time_point: int | None, volumes: int, held: str = "volumes") -> int:
@@ -520,6 +491,8 @@ def _check_one_series(where: Path, headers: list[tuple[Path, Dataset]]) -> None:
         raise InputError(
             where, f"the images differ in size ({listed})", "Leave only one stack of slices in the folder."
         )
+    if any(is_localizer(header) for _, header in headers):
+        warnings.warn(f"{where}: is a localizer (ImageType): no scan that a detector is calibrated for.", stacklevel=3)
     samples = next(iter(sizes))[2]
     if samples > 1 and (len(headers) > 1 or _number_of_frames(where, headers[0][1]) > 1):
         raise InputError(where, "is a series of colour images", "Name one colour image, or export the scan as gray.")
@@ -572,18 +545,9 @@ def _slices(where: Path, file: Path, header: Dataset) -> Iterator[_Slice]:
         order = {key: _plain(of(key)) for key in _DIFFERENCES}
         times = [str(header.get(key) or "") for key in ("AcquisitionTime", "ContentTime")]
         index = tuple(int(value) for value in of("DimensionIndexValues") or ())
-        part = _Slice(
-            file,
-            header,
-            frame,
-            None,
-            orientation,
-            position,
-            None if not spacing else (float(spacing[0]), float(spacing[1])),
-            depth,
-            order,
-            (int(header.get("InstanceNumber") or 0), *times, index),
-        )
+        size = None if not spacing else (float(spacing[0]), float(spacing[1]))
+        last = (int(header.get("InstanceNumber") or 0), *times, index)
+        part = _Slice(file, header, frame, None, orientation, position, size, depth, order, last)
         if frames == 1 and "MOSAIC" in (header.get("ImageType") or ()):
             yield from _unfolded(where, part)
         else:

@@ -88,7 +88,7 @@ class DicomSource:
         self.where = Path(scan.meta["source"][0])
         if scan.meta.get("source_format") != "dicom":
             raise InputError(self.where, "is no DICOM: there is no study that DICOM results could belong to")
-        reader = DICOMSeriesReader(time_point=time_point)
+        reader = DICOMSeriesReader(time_point=time_point, series=scan.meta.get("series"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when the scan was read
             self.slices = reader.read(self.where)
@@ -318,6 +318,7 @@ def measurement_report(
     source: DicomSource,
     segments: Dataset,
     lesions: Sequence[Mapping[str, Any]],
+    numbers: np.ndarray,
     score: float,
     p_value: float | None,
     identity: DetectorIdentity,
@@ -328,13 +329,14 @@ def measurement_report(
         source: the images.
         segments: of the mask, as ``segmentation`` gave them.
         lesions: rows of ``lesion_table``, the most anomalous first; more than ``MOST_LESIONS`` are counted alone.
+        numbers: (columns, rows, slices), of the lesion at each voxel, as ``numbered_lesions`` gives them.
         score: of the scan.
         p_value: of the score; None without calibration.
         identity: of the detector.
 
     Returns:
-        A Comprehensive SR, with UIDs of its own, that refers to the segmentation and to the images. Each lesion's name
-        says where its peak is in the patient.
+        A Comprehensive SR, with UIDs of its own. All lesions together refer to the segment, each alone to its outlines
+        in the images (without holes), and its name says where its peak is in the patient.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -350,6 +352,22 @@ def measurement_report(
     def measured(name: Any, value: float | None, unit: Any = none) -> list[Any]:
         return [] if value is None else [hd.sr.Measurement(name=name, value=value, unit=unit)]
 
+    def lesion_group(name: str, measurements: list[Any], **referenced: Any) -> Any:
+        return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=name),
+            finding_category=codes.SCT.MorphologicallyAbnormalStructure,
+            finding_type=codes.SCT.Lesion,
+            algorithm_id=algorithm,
+            measurements=measurements,
+            **referenced,
+        )
+
+    whole = hd.sr.ReferencedSegment(
+        sop_class_uid=segments.SOPClassUID,
+        sop_instance_uid=segments.SOPInstanceUID,
+        segment_number=1,
+        source_series=hd.sr.SourceSeriesForSegmentation(source.headers[0].SeriesInstanceUID),
+    )
     groups: list[Any] = [
         hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier="Scan"),
@@ -357,9 +375,13 @@ def measurement_report(
             measurements=[
                 *measured(_code("anomaly_score", "Anomaly score of the scan"), score),
                 *measured(p_name, p_value),
-                *measured(_code("number_of_anomalies", "Number of anomalies"), len(lesions)),
             ],
-        )
+        ),
+        lesion_group(
+            "All anomalies",
+            measured(_code("anomaly_count", "Number of anomalies"), len(lesions)),
+            referenced_segment=whole,
+        ),
     ]
     for row in lesions[:MOST_LESIONS]:
         name = f"Anomaly {row['lesion']}"
@@ -368,25 +390,13 @@ def measurement_report(
             point = (-row["peak_x_mm"], -row["peak_y_mm"], row["peak_z_mm"])
             named = (f"{letters[int(value < 0)]}{abs(value):.1f}" for value, letters in zip(point, _LETTERS))
             name += f", peak at {' '.join(named)} mm"
-        groups.append(
-            hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-                tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=name),
-                referenced_segment=hd.sr.ReferencedSegment(
-                    sop_class_uid=segments.SOPClassUID,
-                    sop_instance_uid=segments.SOPInstanceUID,
-                    segment_number=1,
-                    source_series=hd.sr.SourceSeriesForSegmentation(source.headers[0].SeriesInstanceUID),
-                ),
-                finding_category=codes.SCT.MorphologicallyAbnormalStructure,
-                finding_type=codes.SCT.Lesion,
-                algorithm_id=algorithm,
-                measurements=[
-                    *measured(codes.SCT.Volume, row["volume_ml"], millilitre),
-                    *measured(_code("anomaly_peak", "Peak of the anomaly map"), row["peak"]),
-                    *measured(p_name, row["p_value"]),
-                ],
-            )
-        )
+        measurements = [
+            *measured(codes.SCT.Volume, row["volume_ml"], millilitre),
+            *measured(_code("anomaly_peak", "Peak of the anomaly map"), row["peak"]),
+            *measured(p_name, row["p_value"]),
+        ]
+        outlines = list(_outlines(source, numbers == row["lesion"]))
+        groups.append(lesion_group(name, measurements, referenced_regions=outlines))
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=hd.UID(), name="monai_anomaly", manufacturer_name="MONAI", model_name=identity.name
     )
@@ -410,6 +420,24 @@ def measurement_report(
     )
     report.CompletionFlagDescription = _RESEARCH
     return _without_equipment(report)
+
+
+def _outlines(source: DicomSource, part: np.ndarray) -> Iterator[Any]:
+    """The outlines of a lesion (columns, rows, slices) in the images: half a pixel around its outermost pixels."""
+    import highdicom as hd
+    from scipy.ndimage import binary_fill_holes
+    from skimage.measure import find_contours
+
+    for index in np.flatnonzero(part.any(axis=(0, 1))).tolist():
+        reference = _reference(source.header(index), source.slices[index].frame)
+        frame = reference.get("ReferencedFrameNumber")
+        image = hd.sr.SourceImageForRegion(
+            reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID, None if frame is None else [frame]
+        )
+        plane = np.pad(binary_fill_holes(part[:, :, index]), 1)
+        for contour in find_contours(plane.astype(np.float64), 0.5, fully_connected="high"):
+            # the centre of the first pixel, 1 of the padded plane, is at .5
+            yield hd.sr.ImageRegion("POLYLINE", contour - 0.5, image)
 
 
 def _parameters(identity: DetectorIdentity) -> dict[str, str]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from monai_anomaly.exceptions import InputError
 
 from .atomic import atomic_folder, atomic_path
+from .series import AUTO, FoundSeries, SeriesFit, choose_series
 
 __all__ = ["PASSWORD", "TOKEN", "USER", "fetch_series", "store_files"]
 
@@ -30,14 +31,15 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _STUDY, _SERIES, _DESCRIPTION, _MODALITY = "0020000D", "0020000E", "0008103E", "00080060"
 
 
-def fetch_series(url: str, study: str, series: str | None, folder: str | Path) -> Path:
+def fetch_series(url: str, study: str, series: str | None, folder: str | Path, fit: SeriesFit | None = None) -> Path:
     """Read one series of a study into a folder.
 
     Args:
         url: of the DICOMweb service, such as ``http://pacs:8042/dicom-web``.
         study: its UID.
-        series: UID or description of the series; None takes the only one that is a scan.
+        series: UID or description of the series; None or ``"auto"`` takes the only scan that fits.
         folder: gets a folder named by the series' UID, and ``patients.csv``.
+        fit: what fits; the PACS is asked for the modality alone.
 
     Returns:
         ``folder``.
@@ -50,8 +52,16 @@ def fetch_series(url: str, study: str, series: str | None, folder: str | Path) -
         raise InputError("--study", "is not given", "Pass --study UID with --dicom_web.")
     folder = Path(folder)
     with _client(url) as client:
-        found = client.search_for_series(study_instance_uid=study, fields=[_DESCRIPTION, _MODALITY])
-        chosen = _chosen(url, study, series, found)
+        answer = client.search_for_series(study_instance_uid=study, fields=[_DESCRIPTION, _MODALITY])
+        if not answer:
+            raise InputError(url, f"has no study {study}", "Check the UID.")
+        known = [[_value(item, tag) for tag in (_SERIES, _MODALITY, _DESCRIPTION)] for item in answer]
+        found = [
+            FoundSeries(uid, study, modality, description, folder, readable=modality not in _NO_SCANS)
+            for uid, modality, description in known
+        ]
+        fit = SeriesFit(volumes=None, modalities=fit.modalities if fit else ())
+        chosen = choose_series(url, found, series or AUTO, fit)[0].uid
         patient = study
         with atomic_folder(folder / chosen) as temporary:
             # as stored: the reader knows the compressed syntaxes
@@ -82,23 +92,6 @@ def store_files(url: str, paths: Sequence[str | Path]) -> None:
             if refused := answer.get("FailedSOPSequence"):
                 reason = refused[0].get("FailureReason")
                 raise InputError(url, f"does not take {Path(path).name} (failure reason {reason})", "Ask the PACS.")
-
-
-def _chosen(url: str, study: str, series: str | None, found: Sequence[Mapping[str, Any]]) -> str:
-    """The UID of the wanted series."""
-    known = {str(_value(item, _SERIES)): (_value(item, _DESCRIPTION), _value(item, _MODALITY)) for item in found}
-    if not known:
-        raise InputError(url, f"has no study {study}", "Check the UID.")
-    if series is None:
-        wanted = [uid for uid, (_, modality) in known.items() if modality not in _NO_SCANS]
-    else:
-        series = str(series)  # a command line takes a description of digits for a number
-        wanted = [uid for uid, (description, _) in known.items() if series.lower() in (uid, description.lower())]
-    if len(wanted) == 1:
-        return wanted[0]
-    listed = ", ".join(f"{known[uid][0] or 'unnamed'} [{uid}]" for uid in wanted or known)
-    what = "scans" if series is None else f"series {series!r}"
-    raise InputError(url, f"the study has {len(wanted)} {what} ({listed})", "Choose one with --series UID.")
 
 
 def _value(item: Mapping[str, Any], tag: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,9 +18,9 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys, SpaceKeys
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder
+from monai_anomaly.io.dicom import DICOMSeriesReader, choose_volume, is_dicom_file, is_dicom_folder, read_header
 from monai_anomaly.io.image_files import check_pixels, check_tiff, open_picture, upright
-from monai_anomaly.io.series import choose_series, list_series
+from monai_anomaly.io.series import scan_files
 from monai_anomaly.io.untrusted import DEFLATE_RATIO, check_deflated, check_holds, check_readable, refuse_damage
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class Voxels(NamedTuple):
         scan_kind: ``"volume"`` or ``"image"``.
         source_format: ``"nifti"``, ``"dicom"``, ``"itk"``, ``"mgh"`` or ``"image"``.
         nifti_header: see ``nifti_header``; None for other formats.
+        series: SeriesInstanceUID, where one of several was asked for.
     """
 
     array: np.ndarray
@@ -91,6 +94,7 @@ class Voxels(NamedTuple):
     scan_kind: str
     source_format: str
     nifti_header: tuple[bytes, str, tuple[int, ...]] | None = None
+    series: str | None = None
 
 
 def nifti_header(image: Any) -> tuple[bytes, str, tuple[int, ...]]:
@@ -192,6 +196,7 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
             raise InputError(path, f"holds {type(image).__name__}, not a volume (CIFTI?)", "Give its NIfTI volume.")
         if any(size < 0 for size in image.shape):
             raise ValueError(f"shape {image.shape}")
+        _tell_repairs(path, image)
         affine = np.array(image.affine, dtype=np.float64)
         if isinstance(image, nib.Nifti1Pair):
             affine[:3] *= _UNIT_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)
@@ -212,6 +217,33 @@ def _read_nifti(path: Path, time_point: int | None) -> Voxels:
     if isinstance(image, nib.MGHImage):
         return Voxels(array, affine, "volume", "mgh")
     return Voxels(array, affine, "volume", "nifti", nifti_header(image))
+
+
+def _tell_repairs(path: Path, image: Any) -> None:
+    """Warn of what nibabel mended in a header, or raise where programs differ in what the file's geometry then is."""
+    import nibabel as nib
+
+    kind = type(image.header)
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        block = file.read(kind.template_dtype.itemsize)
+    if isinstance(image, nib.MGHImage):
+        if not int.from_bytes(block[28:30], "big", signed=True):
+            problem = "the header states no geometry (goodRASFlag 0): voxels of 1 mm, coronal slices are assumed"
+            warnings.warn(f"{path}: {problem}.", stacklevel=2)
+        return
+    header = kind(block, endianness=image.header.endianness, check=False)
+    told: list[str] = []
+    sform, qform, pixdim = (header[name].copy() for name in ("sform_code", "qform_code", "pixdim"))
+    header.check_fix(logger=SimpleNamespace(log=lambda level, message: told.append(message) if level else None))
+    if not told:
+        return
+    what = f"the header was mended: {'; '.join(told)}"
+    # a sform needs nothing else; a qform needs the voxel size and its sign, which all programs take for 1 where it is 0
+    sized = qform == header["qform_code"] and np.array_equal(pixdim[1:4], header["pixdim"][1:4])
+    signed = pixdim[0] >= 0 or pixdim[0] == -1 or not qform
+    if sform != header["sform_code"] or not (sform or (sized and signed)):
+        raise InputError(path, f"{what}; programs differ in where its voxels then lie", "Correct the header.")
+    warnings.warn(f"{path}: {what}.", stacklevel=2)
 
 
 def _stored_voxels(path: Path, proxy: Any, part: tuple[slice, ...]) -> np.ndarray:
@@ -319,12 +351,12 @@ def _itk_header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _read_dicom(path: Path, time_point: int | None, series: str | None = None) -> Voxels:
-    uid = None if series is None else choose_series(path, list_series(path, nested=False)[0], series).uid
+    uid = None if series is None else str(read_header(scan_files(path, series)[0]).SeriesInstanceUID)
     reader = DICOMSeriesReader(time_point=time_point, series=uid)
     array, meta = reader.get_data(reader.read(path))
     # Colour comes last from the reader.
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    return Voxels(array, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64), "volume", "dicom")
+    return Voxels(array, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64), "volume", "dicom", series=uid)
 
 
 def _read_picture(path: Path) -> Voxels:
@@ -407,22 +439,21 @@ class LoadScan(Transform):
 
     The result's ``meta`` holds ``affine`` and ``original_affine`` (4 x 4 float64), ``spatial_shape``,
     ``filename_or_obj``, ``scan_kind`` (``"volume"`` or ``"image"``), ``source`` (absolute paths as given, one per
-    file of a list), ``source_format`` (as of ``Voxels``) and ``nifti_header``.
+    file of a list), ``source_format``, ``nifti_header`` and ``series`` (as of ``Voxels``).
 
     Args:
         time_point: which volume of a time series to read, counted from 0. Without it, such a series is rejected.
-        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(self, time_point: int | None = None, series: str | None = None) -> None:
+    def __init__(self, time_point: int | None = None) -> None:
         self.time_point = time_point
-        self.series = series
 
-    def __call__(self, image: str | Path | Sequence[str | Path]) -> MetaTensor:
+    def __call__(self, image: str | Path | Sequence[str | Path], series: str | None = None) -> MetaTensor:
         """Read one scan.
 
         Args:
             image: a file, the folder of one DICOM series, or a list of them to stack as channels.
+            series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
 
         Returns:
             float32, (C, X, Y, Z).
@@ -435,7 +466,7 @@ class LoadScan(Transform):
         paths = [Path(image)] if isinstance(image, (str, os.PathLike)) else [Path(path) for path in image]
         if not paths:
             raise InputError("image", "the list of files is empty", "Name at least one file.")
-        read = [read_voxels(path, self.time_point, self.series) for path in paths]
+        read = [read_voxels(path, self.time_point, series) for path in paths]
         arrays = [_as_finite_float(path, voxels.array) for path, voxels in zip(paths, read)]
         for path, voxels in zip(paths[1:], read[1:]):
             _check_same_grid(paths[0], read[0], path, voxels)
@@ -452,6 +483,8 @@ class LoadScan(Transform):
             "source_format": read[0].source_format,
             "nifti_header": read[0].nifti_header,
         }
+        if read[0].series is not None:
+            meta["series"] = read[0].series
         return MetaTensor.ensure_torch_and_prune_meta(array, meta)
 
 
@@ -491,24 +524,17 @@ class LoadScand(MapTransform):
         keys: the keys whose paths are replaced by scans.
         time_point: which volume of a time series to read, counted from 0.
         allow_missing_keys: whether an item may lack a key.
-        series: which series of a DICOM folder with several: its UID, description or ``"auto"``.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        time_point: int | None = None,
-        allow_missing_keys: bool = False,
-        series: str | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, time_point: int | None = None, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadScan(time_point, series)
+        self.loader = LoadScan(time_point)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans of one item.
 
         Args:
-            data: maps each key to a path or a list of paths.
+            data: maps each key to a path or a list of paths, and may name the ``series`` of DICOM folders.
 
         Returns:
             A copy with (C, X, Y, Z) float32 scans under the keys.
@@ -518,7 +544,7 @@ class LoadScand(MapTransform):
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self.loader(item[key])
+            item[key] = self.loader(item[key], item.get("series"))
         return item
 
 

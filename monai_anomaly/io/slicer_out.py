@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["open_in_slicer", "write_segmentation"]
+__all__ = ["numbered_lesions", "open_in_slicer", "write_segmentation"]
 
 # Findings with a segment of their own; the rest share one.
 _MOST_SEGMENTS = 100
@@ -75,6 +75,27 @@ slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *PLACE, slicer.vtkMRMLSl
 '''
 
 
+def numbered_lesions(mask: np.ndarray, affine: np.ndarray, lesions: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The voxels of each lesion.
+
+    Args:
+        mask: (X, Y, Z), bool.
+        affine: (4, 4), voxel indices to RAS millimetres.
+        lesions: rows of ``lesion_table`` of the mask.
+
+    Returns:
+        (X, Y, Z), the number of the lesion at each voxel; 0 outside.
+    """
+    from scipy.ndimage import label
+
+    parts, number = label(mask, structure=np.ones((3, 3, 3)))
+    numbers, to_voxels = np.zeros(number + 1, np.int64), np.linalg.inv(affine)
+    for row in lesions:
+        peak = to_voxels[:3, :3] @ [row[f"peak_{axis}_mm"] for axis in "xyz"] + to_voxels[:3, 3]
+        numbers[parts[tuple(np.rint(peak).astype(int))]] = row["lesion"]
+    return numbers[parts]
+
+
 def write_segmentation(
     path: str | Path, mask: np.ndarray, affine: np.ndarray, lesions: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -88,17 +109,11 @@ def write_segmentation(
             there is one empty segment.
     """
     from matplotlib import colormaps
-    from scipy.ndimage import label
 
-    parts, number = label(mask, structure=np.ones((3, 3, 3)))
-    labels, to_voxels = np.zeros(number + 1, np.uint8), np.linalg.inv(affine)
     names = []
-    for row in lesions:
-        peak = to_voxels[:3, :3] @ [row[f"peak_{axis}_mm"] for axis in "xyz"] + to_voxels[:3, 3]
-        labels[parts[tuple(np.rint(peak).astype(int))]] = min(row["lesion"], _MOST_SEGMENTS + 1)
-        if row["lesion"] <= _MOST_SEGMENTS:
-            p_value = "" if row["p_value"] is None else f", p {row['p_value']:.3g}"
-            names.append(f"Anomaly {row['lesion']}: peak {row['peak']:.4g}, {row['volume_ml']:.3g} ml{p_value}")
+    for row in lesions[:_MOST_SEGMENTS]:
+        p_value = "" if row["p_value"] is None else f", p {row['p_value']:.3g}"
+        names.append(f"Anomaly {row['lesion']}: peak {row['peak']:.4g}, {row['volume_ml']:.3g} ml{p_value}")
     if len(lesions) > _MOST_SEGMENTS:
         names.append(f"{len(lesions) - _MOST_SEGMENTS} further anomalies")
     geometry = _LPS @ affine
@@ -135,7 +150,8 @@ def write_segmentation(
             "Tags": f"Segmentation.Status:completed|TerminologyEntry:{_TERMINOLOGY}|",
         }
         header += [f"Segment{index}_{key}:={value}" for key, value in fields.items()]
-    voxels = labels[parts].tobytes(order="F")
+    labels = np.minimum(numbered_lesions(mask, affine, lesions), _MOST_SEGMENTS + 1).astype(np.uint8)
+    voxels = labels.tobytes(order="F")
     Path(path).write_bytes("\n".join([*header, "", ""]).encode() + gzip.compress(voxels, compresslevel=6, mtime=0))
 
 
