@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,74 @@ def test_stack_inferer_gives_a_three_dimensional_detector_the_stack_whole() -> N
     assert torch.equal(output.anomaly_map, stack * 3)
     assert torch.equal(output.restoration, stack / 2)
     assert torch.equal(output.anomaly_score, (stack.max() * 3)[None])
+
+
+class Hungry(BrightVoxels):
+    """Takes more memory than there is for more than two slices, and for any of a bright scan."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.seen = kind, list[int]()
+
+    def detect(self, image: Tensor) -> AnomalyOutput:
+        self.seen.append(len(image))
+        if len(image) > 2 or image.max() > 1:
+            if self.kind == "GPU":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            _ = torch.empty(1 << 58) if self.kind == "torch" else np.empty(1 << 58)
+        return super().detect(image)
+
+
+@pytest.mark.parametrize("kind", ["GPU", "torch", "numpy"])
+def test_out_of_memory_takes_smaller_batches_and_then_fails(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    stack = torch.rand(1, 4, 5, 11)
+    network = Hungry(kind).eval()
+    output = StackInferer(8)(stack, network)
+    assert network.seen == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert torch.equal(output.anomaly_map, stack * 3)
+    assert caplog.messages == [f"out of memory with {n} slices at once: goes on with {n // 2}" for n in (8, 4)]
+    with pytest.raises((MemoryError, RuntimeError), match="allocate"):
+        StackInferer(8)(stack + 1, network)
+    assert network.seen[8:] == [8, 4, 2, 1]
+
+
+def test_out_of_memory_ends_one_scan_alone(tmp_path: Path) -> None:
+    data = [item(write_nifti(tmp_path / f"{i}.nii.gz", 2 * i)) for i in range(3)]
+
+    class Failing(BrightVoxels):
+        def detect(self, image: Tensor) -> AnomalyOutput:
+            self.scans = getattr(self, "scans", 0) + 1
+            if self.scans == 4:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return super().detect(image)
+
+    evaluator = cohort_evaluator(Failing(), GRID, scan_loader(data, GRID), tmp_path / "out", alpha=None, report=False)
+    evaluator.inferer = StackInferer(1)
+    evaluator.run()
+    assert [row["case"] for row in table(tmp_path / "out" / "predictions.csv")] == ["0", "2"]
+    assert evaluator.failures[0]["error"] == "OutOfMemoryError: CUDA out of memory."
+
+
+def test_what_lies_on_the_detectors_grid_goes_once_it_lies_on_the_scans(tmp_path: Path) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    class Watched(StackInferer):
+        def __call__(self, inputs: Tensor, network: AnomalyDetector, tissue: Tensor | None = None) -> Any:
+            output = super().__call__(inputs, network, tissue)
+            made.extend(map(weakref.ref, (inputs, output.anomaly_map, output.restoration)))
+            return output
+
+    def look(data: dict[str, Any]) -> dict[str, Any]:
+        assert [kept() for kept in made] == [None] * 3
+        return data
+
+    data = [item(write_nifti(tmp_path / "a.nii.gz", 0))]
+    evaluator = cohort_evaluator(BrightVoxels(), GRID, scan_loader(data, GRID), tmp_path / "out", alpha=None)
+    evaluator.inferer = Watched()
+    evaluator.scan_postprocessing = Compose([evaluator.scan_postprocessing, look])
+    evaluator.run()
+    assert evaluator.failures == []
+    assert len(made) == 3
 
 
 def test_stack_inferer_refuses_an_empty_batch() -> None:

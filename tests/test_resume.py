@@ -61,12 +61,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def run(
-    data: list[dict[str, Any]], out: Path, network: Counting | None = None, **options: Any
+    data: list[dict[str, Any]], out: Path, network: Counting | None = None, workers: int = 0, **options: Any
 ) -> tuple[CohortEvaluator, int]:
     """The evaluator after its run, and how many slices the detector saw."""
     network = network or Counting()
     network.slices = 0
-    evaluator = cohort_evaluator(network, GRID, scan_loader(data, GRID), out, output_dir=out, **options)
+    evaluator = cohort_evaluator(network, GRID, scan_loader(data, GRID, workers), out, output_dir=out, **options)
     evaluator.run()
     return evaluator, network.slices
 
@@ -101,6 +101,15 @@ def test_finished_scans_are_not_computed_again(
     assert run(data, tmp_path / "out", resume=False)[1] == 4 * 3
     assert content(tmp_path / "out") == undisturbed
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "complete"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_run_again_is_equal_to_the_bit(
+    data: list[dict[str, Any]], tmp_path: Path, undisturbed: dict[str, bytes], workers: int
+) -> None:
+    run(data, tmp_path, workers=workers)
+    assert content(tmp_path) == undisturbed
 
 
 def test_a_scan_that_changed_is_computed_again_wherever_it_lies(data: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -47,14 +47,17 @@ def scan_facts(scan: MetaTensor, foreground: np.ndarray) -> np.ndarray:
     """
     import nibabel
 
-    tissue = scan.as_tensor().double().cpu().numpy()[:, foreground]
+    # plane by plane: the scan is not copied
+    planes = [(plane, inside) for channel in scan.cpu().numpy() for plane, inside in zip(channel, foreground)]
+    voxels = max(1, len(scan) * int(foreground.sum()))
+    mean = sum(plane[inside].sum(dtype=np.float64) for plane, inside in planes) / voxels
+    spread = np.sqrt(sum(np.square(plane[inside] - mean, dtype=np.float64).sum() for plane, inside in planes) / voxels)
     affine = np.asarray(scan.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axes = nibabel.orientations.io_orientation(affine)[:, 0].astype(int)
     along, extent = np.empty(3), np.empty(3)
     along[axes], extent[axes] = spacing, spacing * np.asarray(scan.shape[1:])
-    intensity = (float(tissue.mean()), float(tissue.std())) if tissue.size else (0.0, 0.0)
-    values = (*intensity, float(foreground.mean()), *along, *extent)
+    values = (mean, spread, float(foreground.mean()), *along, *extent)
     return np.array([float(f"{value:.4g}") for value in values])
 
 

@@ -290,9 +290,6 @@ def _find_scans(folder: Path) -> list[Path]:
     set only structural images count, and of a disc with a DICOMDIR no images; one warning counts what is left out.
     """
 
-    def refuse(error: OSError) -> None:
-        raise InputError(error.filename, f"the folder cannot be read ({error.strerror})", "Check its permissions.")
-
     scans: list[Path] = []
     discs: set[Path] = set()
     passed: Counter[str] = Counter()
@@ -301,7 +298,8 @@ def _find_scans(folder: Path) -> list[Path]:
     pending = [str(folder)]
     while pending:
         start = pending.pop(0)
-        for name, folders, files in os.walk(start, onerror=refuse):
+        # a folder that cannot be read is a scan that fails; the others go on
+        for name, folders, files in os.walk(start, onerror=lambda error: scans.append(Path(error.filename))):
             real = Path(os.path.realpath(name))
             if real in seen or (real != top and top.is_relative_to(real)):  # another way to it, or a loop
                 folders[:] = []

@@ -162,6 +162,10 @@ class ScanPreprocessing(Compose):
         )
         return native.mul_((one - origin).to(native))
 
+    def trace(self, stack: MetaTensor) -> MetaTensor:
+        """An empty tensor that does for ``stack`` in ``to_scan`` and ``change_to_scan``, without its voxels."""
+        return _traced(torch.empty(0), stack, stack.applied_operations)
+
 
 def _traced(result: Tensor, stack: MetaTensor, operations: Sequence[dict[str, Any]]) -> MetaTensor:
     """A result with the trace of what made ``stack``, for the transforms to go back by."""

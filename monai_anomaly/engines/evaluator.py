@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from monai_anomaly.data.slices import describe_failure
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.networks import AnomalyDetector
 
-from .inferer import StackInferer, misfit
+from .inferer import StackInferer, misfit, scan_loader
 from .run_folder import RunFolder, RunScans, Shard, described
 
 __all__ = ["CohortEvaluator", "ScanEvents", "raise_for_failures"]
@@ -158,9 +159,7 @@ class CohortEvaluator(Evaluator):
                 known = self.folder.shards_failures() if merge else []
                 names = None if needing or not (self.resume or merge) else {handler.name for handler in keeping}
                 scans = RunScans(dataset, self.folder, shard, names, known, merge)
-                self.data_loader = DataLoader(
-                    scans, batch_size=None, shuffle=False, num_workers=self.val_data_loader.num_workers
-                )
+                self.data_loader = scan_loader(scans, num_workers=self.val_data_loader.num_workers)
             self.state.epoch_length, self._tables = len(self.data_loader), shard is None
             first = shard is None or shard.number == 1
             self._bar = tqdm(
@@ -258,10 +257,11 @@ class CohortEvaluator(Evaluator):
 
     def _score(self, entry: dict[str, Any]) -> dict[str, Any]:
         output = self.inferer(entry["stack"], self.network, entry["tissue"])
-        if not torch.isfinite(output.anomaly_map).all():
+        if not all(map(math.isfinite, torch.aminmax(output.anomaly_map))):
             raise ValueError("the detector's map has values that are not finite")
         scored = {**entry, **output._asdict(), "anomaly_score": float(output.anomaly_score)}
-        del output  # what postprocessing lays on the scan's voxels must not stay on the detector's grid too
+        # what postprocessing takes out of the dictionary, to lay it on the scan's voxels, must not stay here
+        del output, entry["stack"]
         return scored if self.scan_postprocessing is None else self.scan_postprocessing(scored)
 
 

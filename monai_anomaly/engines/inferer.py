@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from monai_anomaly.data import ScanPreprocessing
 from monai_anomaly.data.slices import ScanDataset
@@ -22,13 +24,16 @@ from monai_anomaly.transforms import foreground_mask
 __all__ = ["StackInferer", "device_of", "foreground_of", "misfit", "scan_loader", "set_memory_format"]
 
 
+logger = logging.getLogger(__name__)
+
+
 class StackInferer(Inferer):
     """Runs a detector over a stack of slices in batches; its memory does not grow with their number.
 
     A detector in three dimensions gets the volume whole, in one forward pass.
 
     Args:
-        batch_size: slices in one forward pass.
+        batch_size: slices in one forward pass; where memory ends, a scan is gone on with in batches of half the size.
         amp: mixed precision on a GPU. It changes the maps of most methods by more than a thousandth of their largest
             value, and a detector is calibrated without it.
         channels_last: the memory format of weights and slices, in two dimensions; None: on a CPU, where the detector
@@ -88,14 +93,29 @@ class StackInferer(Inferer):
             output = self._detect(network, stack[None].to(device))
             if output.restoration is not None:
                 restoration = output.restoration[0].float().cpu()
+                if restoration.data_ptr() == stack.data_ptr():  # whoever takes it may write to it
+                    restoration = restoration.clone()
             return AnomalyOutput(output.anomaly_map[0].float().cpu(), output.anomaly_score.float().cpu(), restoration)
         layout = torch.channels_last if self._is_channels_last(network, device) else torch.contiguous_format
         set_memory_format(network, layout)
         anomaly_map = stack.new_zeros((1, *stack.shape[1:]))
         chosen = torch.arange(stack.shape[-1]) if tissue is None else torch.nonzero(tissue).flatten()
         scores = []
-        for index in chosen.split(self.batch_size):
-            output = self._detect(network, stack[..., index].movedim(-1, 0).contiguous(memory_format=layout).to(device))
+        pending = list(chosen.split(self.batch_size))
+        while pending:
+            index = pending.pop(0)
+            batch = stack[..., index].movedim(-1, 0).contiguous(memory_format=layout).to(device)
+            smaller = 0
+            try:
+                output = self._detect(network, batch)
+            except (MemoryError, RuntimeError) as error:
+                if len(index) == 1 or not _is_out_of_memory(error):
+                    raise
+                smaller = (len(index) + 1) // 2
+            if smaller:  # here, where the error does not keep what the network had made
+                logger.warning(f"out of memory with {len(index)} slices at once: goes on with {smaller}")
+                pending = list(torch.cat([index, *pending]).split(smaller))
+                continue
             anomaly_map[..., index] = output.anomaly_map.movedim(0, -1).float().cpu()
             if output.restoration is not None:
                 restoration = stack.clone() if restoration is None else restoration
@@ -121,18 +141,25 @@ class StackInferer(Inferer):
             return network.detect(batch)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU or of the process; torch has no type of its own for the latter."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def scan_loader(
-    data: Sequence[dict[str, Any]] | ScanDataset, preprocessing: ScanPreprocessing | None = None, num_workers: int = 0
+    data: Sequence[dict[str, Any]] | Dataset, preprocessing: ScanPreprocessing | None = None, num_workers: int = 0
 ) -> DataLoader:
     """Scans one by one, in order; a scan that cannot be read comes as its error.
 
     Args:
-        data: the cohort's items, or a ``ScanDataset``.
+        data: the cohort's items, or a dataset of scans.
         preprocessing: of the items.
         num_workers: processes that read ahead.
     """
-    dataset = data if isinstance(data, ScanDataset) else ScanDataset(data, preprocessing)
-    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers)
+    dataset = data if isinstance(data, Dataset) else ScanDataset(data, preprocessing)
+    # one scan ahead in each process: scans are large
+    ahead = 1 if num_workers else None
+    return DataLoader(dataset, batch_size=None, shuffle=False, num_workers=num_workers, prefetch_factor=ahead)
 
 
 def misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
@@ -144,10 +171,16 @@ def misfit(entry: dict[str, Any], network: AnomalyDetector) -> str | None:
     return str(InputError(where, problem, "Give scans of the kind that it was trained on."))
 
 
-def foreground_of(scan: MetaTensor) -> np.ndarray:
-    """Where a scan holds tissue, shape (X, Y, Z), bool: in any channel."""
-    channels = scan.as_tensor()
-    return np.any([foreground_mask(channel).numpy() for channel in channels], axis=0)
+def foreground_of(scan: MetaTensor, stack: MetaTensor | None = None) -> np.ndarray:
+    """Where a scan holds tissue, shape (X, Y, Z), bool: in any channel.
+
+    Args:
+        scan: as loaded.
+        stack: what the preprocessing made of it, or its trace, which know the bounds of tissue.
+    """
+    known = itertools.repeat(None) if stack is None else stack.meta["foreground_bounds"]
+    masks = (foreground_mask(channel, bounds=bounds) for channel, bounds in zip(scan.as_tensor(), known))
+    return functools.reduce(torch.logical_or, masks).numpy()
 
 
 def set_memory_format(network: nn.Module, layout: torch.memory_format) -> None:

@@ -79,8 +79,9 @@ class ToScanVoxelsd(Transform):
 
     ``anomaly_map`` becomes (X, Y, Z), float32, ``anomaly_map_grid`` keeps it as it was; ``restoration`` becomes
     (C, X, Y, Z) in the scan's unit: the scan, changed by what the detector changed, so that what the detector did not
-    see stays as it is. ``reconstructs`` is whether the detector gave one. Of a dictionary with ``pred``, that becomes
-    (1, X, Y, Z), a MetaTensor with the scan's affine.
+    see stays as it is. ``reconstructs`` is whether the detector gave one. Of ``stack`` the trace alone stays, and the
+    dictionary that is given loses what it has on the detector's grid: volumes are large. Of a dictionary with ``pred``,
+    that becomes (1, X, Y, Z), a MetaTensor with the scan's affine.
 
     Args:
         preprocessing: of the scans.
@@ -92,17 +93,20 @@ class ToScanVoxelsd(Transform):
     def __call__(self, data: Scan) -> Scan:
         if "pred" in data:
             return self._of_pred(data)
-        scan, stack, restored = data["scan"], data["stack"], data["restoration"]
-        restoration = scan.as_tensor().numpy()
+        scan, on_grid, restored = data["scan"], data.pop("anomaly_map"), data.pop("restoration")
+        restoration, reconstructs = scan.as_tensor(), restored is not None
+        trace = self.preprocessing.trace(data["stack"])
         if restored is not None:
-            change = self.preprocessing.change_to_scan(restored - stack.as_tensor(), stack)
-            restoration = change.add_(scan.as_tensor()).numpy()
+            change = restored.sub_(data.pop("stack").as_tensor())
+            restoration = self.preprocessing.change_to_scan(change, trace).add_(scan.as_tensor())
+            del change, restored
+        data["stack"] = trace
         return {
             **data,
-            "anomaly_map_grid": data["anomaly_map"],
-            "anomaly_map": self.preprocessing.to_scan(data["anomaly_map"], stack)[0].numpy(),
-            "restoration": restoration,
-            "reconstructs": restored is not None,
+            "anomaly_map_grid": on_grid,
+            "anomaly_map": self.preprocessing.to_scan(on_grid, trace)[0].numpy(),
+            "restoration": restoration.numpy(),
+            "reconstructs": reconstructs,
         }
 
     def _of_pred(self, data: Scan) -> Scan:
@@ -262,7 +266,7 @@ class CleanMaskd(Transform):
     def __call__(self, data: Scan) -> Scan:
         cleanup, foreground = self.cleanup, None
         if "scan" in data:
-            foreground = foreground_of(data["scan"])
+            foreground = foreground_of(data["scan"], data.get("stack"))
             data = {**data, "foreground": foreground}
         elif cleanup.inside_foreground:
             problem = "needs the scan's own voxels, and this server or evaluator keeps only what the detector sees"
@@ -334,6 +338,8 @@ class ToPredd(Transform):
 class RunBaselinesd(Transform):
     """Add ``baselines``: by name the map (X, Y, Z), float32, and the score of other detectors.
 
+    It needs the ``stack``, and so stands before ``ToScanVoxelsd``.
+
     Args:
         baselines: by name, in eval mode.
         preprocessing: of the scans.
@@ -351,6 +357,8 @@ class RunBaselinesd(Transform):
 
     def __call__(self, data: Scan) -> Scan:
         found = {}
+        if self.baselines and not data["stack"].numel():
+            raise InputError("postprocessing", "RunBaselinesd stands behind ToScanVoxelsd", "List it before.")
         for name, network in self.baselines.items():
             output = self.inferer(data["stack"], network, data["tissue"])
             native = self.preprocessing.to_scan(output.anomaly_map, data["stack"])[0].numpy()

@@ -143,11 +143,15 @@ def is_dicom_folder(path: str | Path) -> bool:
 
     Returns:
         Whether it does; ``False`` for anything but a folder.
+
+    Raises:
+        InputError: if the folder cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
         return False
-    return any(file.suffix.lower() not in _OTHER_SUFFIXES and is_dicom_file(file) for file in path.iterdir())
+    with refuse_damage(path, remedy="Check its permissions."):
+        return any(file.suffix.lower() not in _OTHER_SUFFIXES and is_dicom_file(file) for file in path.iterdir())
 
 
 def is_localizer(header: Dataset) -> bool:

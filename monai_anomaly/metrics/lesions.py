@@ -108,6 +108,8 @@ def lesion_table(
     Raises:
         ValueError: if the shapes do not fit, a score is NaN, or the affine is not finite and invertible.
     """
+    from scipy.ndimage import find_objects
+
     scores, flagged = _checked(anomaly_map, mask)
     to_world = None if affine is None else np.asarray(affine, dtype=np.float64)
     if to_world is None:
@@ -117,14 +119,18 @@ def lesion_table(
         raise ValueError(f"a volume has three axes and an affine of shape (4, 4), got {scores.shape}, {to_world.shape}")
     elif not np.isfinite(to_world).all() or np.linalg.det(to_world[:3, :3]) == 0:
         raise ValueError("the affine is not finite and invertible: lesions have no volume.")
-    regions, number = _components(flagged)
-    if not number:
+    if not flagged.any():
         return []
+    # what lies around the lesions needs no numbers
+    box = find_objects(flagged.view(np.uint8))[0]
+    scores, flagged = scores[box], flagged[box]
+    regions, number = _components(flagged)
     index = np.arange(1, number + 1)
-    sizes = np.bincount(regions.ravel())[1:]
+    sizes = np.bincount(regions[flagged])[1:]
     highest = _peak_places(scores, regions)
     peaks, places = scores.ravel()[highest], np.stack(np.unravel_index(highest, scores.shape), axis=1)
-    sums = np.bincount(regions.ravel(), weights=scores.ravel())[1:]  # float64
+    places += [side.start for side in box]
+    sums = np.bincount(regions[flagged], weights=scores[flagged])[1:]  # float64
     rows = []
     for rank, i in enumerate(np.lexsort((index, -sizes, -peaks.astype(np.float64))), start=1):
         row: dict[str, Any] = dict.fromkeys(LESION_COLUMNS)

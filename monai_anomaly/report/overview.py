@@ -13,7 +13,7 @@ from monai_anomaly.io.atomic import atomic_path
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["ScanView", "draw_overview", "gray_or_colour"]
+__all__ = ["ScanView", "draw_overview"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -21,6 +21,8 @@ _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 _ROW_DISTANCE_MM = 5.0
 # Window of the gray images: the usual percentiles against single bright voxels.
 _WINDOW_PERCENTILES = (0.5, 99.5)
+# Of larger volumes these are taken of every second, third, ... voxel.
+_WINDOW_VOXELS = 1 << 20
 # The page, in inches: a panel's long side, margins that hold title, row labels and colour bar, and the least
 # cell that holds a column's title and a row's label.
 _PANEL_INCHES = 2.5
@@ -88,18 +90,18 @@ def draw_overview(
         raise ValueError(f"restoration has the shape {restoration.shape}, the scan {tuple(scan.shape)}.")
 
     view = ScanView(scan, slice_axis)
-    image, restored = gray_or_colour(np.asarray(scan), restoration, view.picture)
+    window = view.window(np.asarray(scan))
     scores = view.slices(np.asarray(anomaly_map, dtype=np.float32))
     rows = _worst_slices(scores.max(axis=(1, 2)), view.thickness, num_slices)
     top = float(scores.max()) if vmax is None else float(vmax)
     figure = _draw(
         view,
         rows,
-        image=view.slices(image),
-        restored=view.slices(restored),
-        scores=scores,
+        image=view.shades(np.asarray(scan), rows, window),
+        restored=view.shades(restoration, rows, window),
+        scores=scores[rows],
         outlines=[
-            (label, colour, style, view.slices(np.asarray(mask, dtype=bool)))
+            (label, colour, style, view.slices(np.asarray(mask, dtype=bool))[rows])
             for label, colour, style, mask in (
                 ("reported", _MASK_COLOUR, "solid", anomaly_mask),
                 ("reference", _REFERENCE_COLOUR, "dashed", reference_mask),
@@ -148,15 +150,20 @@ class ScanView:
         turned = array.transpose(*self._order, *range(3, array.ndim))
         return np.flip(turned, tuple(axis for axis, flip in enumerate(self._flips) if flip))
 
+    def window(self, scan: np.ndarray) -> tuple[float, float]:
+        """The values of a scan, (C, X, Y, Z), that are shown black and white."""
+        if self.picture:
+            shown = scan if len(scan) == 3 else scan[0]
+            return float(shown.min()), float(shown.max())
+        values = scan[0].ravel()
+        low, high = np.percentile(values[:: 1 + values.size // _WINDOW_VOXELS], _WINDOW_PERCENTILES)
+        return float(low), float(high)
 
-def gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both images in [0, 1] by the scan's window: (X, Y, Z), or (X, Y, Z, 3) for a colour image."""
-    colour = picture and len(scan) == 3
-    shown = [np.moveaxis(array, 0, -1) if colour else array[0] for array in (scan, restoration)]
-    low, high = np.percentile(shown[0], (0, 100) if picture else _WINDOW_PERCENTILES)
-    width = max(float(high - low), np.finfo(np.float32).tiny)
-    image, restored = (np.clip((array - low) / width, 0.0, 1.0) for array in shown)
-    return image, restored
+    def shades(self, array: np.ndarray, slices: Any, window: tuple[float, float]) -> np.ndarray:
+        """Slices of a scan, (C, X, Y, Z), in [0, 1]: (..., rows, columns[, colour])."""
+        shown = np.moveaxis(array, 0, -1) if self.picture and len(array) == 3 else array[0]
+        low, high = window
+        return np.clip((self.slices(shown)[slices] - low) / max(high - low, np.finfo(np.float32).tiny), 0.0, 1.0)
 
 
 def _worst_slices(peaks: np.ndarray, thickness: float, number: int) -> list[int]:
@@ -217,20 +224,20 @@ def _draw(
     stroke = withStroke(linewidth=2.0, foreground="black")  # lines and letters show on bright and on dark tissue
     for row, index in enumerate(rows):
         panels = [add_panel(column, row) for column in range(4)]
-        panels[0].imshow(image[index], **gray)
-        panels[1].imshow(restored[index], **gray)
-        drawn = panels[2].imshow(scores[index], **heat)
-        panels[3].imshow(image[index], **gray)
+        panels[0].imshow(image[row], **gray)
+        panels[1].imshow(restored[row], **gray)
+        drawn = panels[2].imshow(scores[row], **heat)
+        panels[3].imshow(image[row], **gray)
         # the higher the score, the less of the scan shows through
-        panels[3].imshow(scores[index], alpha=0.75 * np.clip(scores[index] / vmax, 0.0, 1.0), **heat)
+        panels[3].imshow(scores[row], alpha=0.75 * np.clip(scores[row] / vmax, 0.0, 1.0), **heat)
         for _, colour, style, mask in outlines:
-            if mask[index].any():
+            if mask[row].any():
                 # a rim of zeros closes the outlines of lesions that reach the border
-                rows_at, columns_at = (np.arange(-1, size + 1) for size in mask[index].shape)
+                rows_at, columns_at = (np.arange(-1, size + 1) for size in mask[row].shape)
                 lines = panels[3].contour(
                     columns_at,
                     rows_at,
-                    np.pad(mask[index], 1),
+                    np.pad(mask[row], 1),
                     levels=[0.5],
                     colors=colour,
                     linestyles=style,
@@ -238,7 +245,7 @@ def _draw(
                 )
                 lines.set_path_effects([stroke])
         panels[3].set(xlim=panels[0].get_xlim(), ylim=panels[0].get_ylim())
-        label = f"peak {scores[index].max():.4g}"
+        label = f"peak {scores[row].max():.4g}"
         if not view.picture:
             label = f"{view.plane} slice {index}\n{label}"
         panels[0].text(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .evaluation import CaseSlice
-from .overview import ScanView, gray_or_colour
+from .overview import ScanView
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -78,14 +78,14 @@ def case_slice(
     if by == "reference" and masks[1] is not None and masks[1].any():
         index, chosen_by = int(masks[1].sum(axis=(1, 2)).argmax()), "largest reference area"
     raw = np.asarray(scan)
-    image, restored = gray_or_colour(raw, raw if restoration is None else restoration, view.picture)
+    window = view.window(raw)
 
     def eight_bits(array: np.ndarray) -> np.ndarray:
-        return np.round(255 * view.slices(array)[index]).astype(np.uint8)
+        return np.round(255 * view.shades(array, index, window)).astype(np.uint8)
 
     return CaseSlice(
-        image=eight_bits(image),
-        restoration=None if restoration is None else eight_bits(restored),
+        image=eight_bits(raw),
+        restoration=None if restoration is None else eight_bits(restoration),
         anomaly_map=scores[index].copy(),
         mask=None if masks[0] is None else masks[0][index].copy(),
         reference=None if masks[1] is None else masks[1][index].copy(),

@@ -18,6 +18,7 @@ __all__ = [
     "NormalizeForegroundD",
     "NormalizeForegroundDict",
     "NormalizeForegroundd",
+    "foreground_bounds",
     "foreground_level",
     "foreground_mask",
 ]
@@ -52,15 +53,28 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
     Returns:
         The level, in the intensities' own unit.
     """
+    return foreground_bounds(channel, fraction)[0]
+
+
+def foreground_bounds(channel: torch.Tensor, fraction: float = 0.1) -> tuple[float, float]:
+    """``foreground_level``, and the value of padding above tissue (see ``foreground_mask``), infinite without any.
+
+    Args:
+        channel: any shape, finite.
+        fraction: see ``foreground_level``.
+
+    Returns:
+        Between the two lies tissue.
+    """
     values = channel.detach().cpu().numpy().ravel()
     ceiling = _ceiling(values)
-    if ceiling is not None:
+    if ceiling < np.inf:
         values = values[values < ceiling]
     low, high = float(values.min()), float(np.percentile(values, 99))
     if low < 0:  # magnitude images have none
         above = values[values > low]
         if above.size:
-            first, last = (float(v) for v in np.percentile(above, [1, 99]))
+            first, last = (float(v) for v in np.percentile(above, [1, 99], overwrite_input=True))
             background = float(np.mean(above <= first + 0.1 * (last - first)))
             rare = 1 - above.size / values.size < _OUTLIERS
             is_padding = rare or background > _BACKGROUND or _AIR[0] <= first <= _AIR[1]
@@ -68,10 +82,12 @@ def foreground_level(channel: torch.Tensor, fraction: float = 0.1) -> float:
                 low, high = first, last
             elif (tail := float(np.percentile(values, 1))) - low > _TAIL * (high - tail):
                 low = tail
-    return low + fraction * (high - low)
+    return low + fraction * (high - low), ceiling
 
 
-def foreground_mask(channel: torch.Tensor, fraction: float = 0.1) -> torch.Tensor:
+def foreground_mask(
+    channel: torch.Tensor, fraction: float = 0.1, bounds: tuple[float, float] | None = None
+) -> torch.Tensor:
     """Where a channel holds tissue: above ``foreground_level``, and no padding.
 
     Padding is what a scanner or converter writes outside the field of view. Below air it is recognised by the gap: a
@@ -84,25 +100,25 @@ def foreground_mask(channel: torch.Tensor, fraction: float = 0.1) -> torch.Tenso
     Args:
         channel: any shape, finite.
         fraction: see ``foreground_level``.
+        bounds: ``foreground_bounds`` of the channel, where they are known.
 
     Returns:
         The same shape, bool.
     """
-    mask = channel > foreground_level(channel, fraction)
-    ceiling = _ceiling(channel.detach().cpu().numpy().ravel())
-    return mask if ceiling is None else mask & (channel < ceiling)
+    level, ceiling = bounds or foreground_bounds(channel, fraction)
+    return channel > level if ceiling == np.inf else (channel > level) & (channel < ceiling)
 
 
-def _ceiling(values: np.ndarray) -> float | None:
-    """The value of padding above tissue; None where there is none."""
+def _ceiling(values: np.ndarray) -> float:
+    """The value of padding above tissue; infinite where there is none."""
     largest = float(values.max())
     if largest not in _LARGEST_16_BIT:
-        return None
+        return np.inf
     below = values[values < largest]
     if not below.size or below.size > 0.99 * values.size:
-        return None
+        return np.inf
     low, high = float(below.min()), float(np.percentile(below, 99))
-    return largest if largest - high > high - low > 0 else None
+    return largest if largest - high > high - low > 0 else np.inf
 
 
 class NormalizeForeground(InvertibleTransform):
@@ -118,8 +134,9 @@ class NormalizeForeground(InvertibleTransform):
 
     Notes:
         No paper states the intensities' scale for volumes. 16-bit input keeps its depth, since all is computed in
-        floats. ``meta["foreground_level"]`` holds each channel's level after scaling, for ``tissue_slices``. The
-        inverse scales back (what was clipped stays clipped).
+        floats. ``meta["foreground_level"]`` holds each channel's level after scaling, for ``tissue_slices``, and
+        ``meta["foreground_bounds"]`` its ``foreground_bounds`` before, for ``foreground_mask``. The inverse scales
+        back (what was clipped stays clipped).
     """
 
     def __init__(
@@ -151,31 +168,34 @@ class NormalizeForeground(InvertibleTransform):
         """
         img = img if isinstance(img, MetaTensor) else MetaTensor(img)
         scaled = img.clone().float()
-        ranges, levels = [], []
-        for c in range(img.shape[0]):
-            channel = img[c].as_tensor()
-            level = foreground_level(channel, self.fraction)
-            inside = foreground_mask(channel, self.fraction)
-            tissue = channel[inside]
-            low, high = (
-                (float(v) for v in np.percentile(tissue.cpu().numpy(), [self.lower, self.upper]))
-                if tissue.numel()
-                else (0.0, 0.0)
-            )
+        ranges: list[tuple[float, float]] = []
+        levels: list[float] = []
+        bounds: list[tuple[float, float]] = []
+        for channel, values in zip(img.as_tensor(), scaled.as_tensor()):
+            bounds.append(foreground_bounds(channel, self.fraction))
+            level, _ = bounds[-1]
+            inside = foreground_mask(channel, bounds=bounds[-1])
+            tissue = channel.cpu().numpy()[inside.cpu().numpy()]  # torch would make an index of each voxel
+            low, high = 0.0, 0.0
+            if tissue.size:
+                low, high = map(float, np.percentile(tissue, [self.lower, self.upper], overwrite_input=True))
+            del tissue
             if not high > low:
                 source = img.meta.get("source", ["image"])[0]
                 raise InputError(
-                    source, f"channel {c} has one intensity over its whole foreground", "Remove it from the cohort."
+                    source,
+                    f"channel {len(ranges)} has one intensity over its whole foreground",
+                    "Remove it from the cohort.",
                 )
             high = low + (high - low) * self.headroom
-            scaled[c] = (channel.float() - low) / (high - low)
-            scaled[c][(channel > level) & ~inside] = 0.0  # padding above tissue is background
+            values.sub_(low).div_(high - low)
+            values.masked_fill_((channel > level) & ~inside, 0.0)  # padding above tissue is background
             ranges.append((low, high))
             # All that is clipped at 0 lies with the background, which would else stand above a negative level.
             levels.append(max(0.0, (level - low) / (high - low)) if self.clip else (level - low) / (high - low))
         if self.clip:
             scaled.clamp_(0.0, 1.0)
-        scaled.meta["foreground_level"] = levels
+        scaled.meta |= {"foreground_level": levels, "foreground_bounds": bounds}
         self.push_transform(scaled, extra_info={"ranges": ranges})
         return scaled
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ _LARGEST_LOSS = 0.005
 _LARGEST_GROWTH, _FREE_VOXELS = 8, 1 << 24
 
 # Slices that are resampled at once.
-_SLICES_AT_ONCE = 16
+SLICES_AT_ONCE = 16
 
 
 class SliceGrid(InvertibleTransform):
@@ -84,20 +84,26 @@ class SliceGrid(InvertibleTransform):
         order, flips = (
             ([0, 1, 2], []) if picture else _reorientation(np.asarray(img.affine), SLICE_AXES[self.slice_axis])
         )
-        stack = _reorient(img.as_tensor(), order, flips)
         affine = np.asarray(img.affine, dtype=np.float64) @ _reorientation_affine(img.shape[1:], order, flips)
-        rows, columns = stack.shape[1:3]
+        rows, columns, slices = (img.shape[1 + axis] for axis in order)
         if picture or self.spacing is None:
             scale = min(self.window[0] / rows, self.window[1] / columns)
             size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
         else:
             pixel = np.linalg.norm(affine[:3, :2], axis=0)
             size = (max(1, round(rows * pixel[0] / self.spacing)), max(1, round(columns * pixel[1] / self.spacing)))
-        refuse_growth(img, stack.shape[1:], (*size, stack.shape[3]), (*self.window, stack.shape[3]), self.spacing)
-        resized = _resize(stack, size)
+        refuse_growth(img, (rows, columns, slices), (*size, slices), (*self.window, slices), self.spacing)
         offset = tuple((w - n) // 2 if n <= w else -((n - w) // 2) for n, w in zip(size, self.window))
-        windowed = _place(resized, offset, self.window)
-        self._refuse_loss(img, resized, windowed)
+        level = torch.tensor(img.meta.get("foreground_level", [0.0] * img.shape[0]))[:, None, None, None]
+        before = after = 0
+        windowed = img.as_tensor().new_zeros((img.shape[0], *self.window, slices))
+        # A few slices at a time: the whole stack is not copied into another order and back.
+        for source, part in _parts(img.as_tensor(), order, flips, windowed):
+            resized = _resize(source.flip([1 + axis for axis in flips]), size)
+            inside = _place(resized, offset, part)
+            if any(n > w for n, w in zip(size, self.window)):
+                before, after = before + int((resized > level).sum()), after + int((inside > level).sum())
+        self._refuse_loss(img, size, before, after)
         out = MetaTensor(
             _to_tiles(windowed, self.tiles),
             affine=torch.as_tensor(affine @ _window_affine((rows, columns), size, offset)),
@@ -130,12 +136,14 @@ class SliceGrid(InvertibleTransform):
         windowed = _from_tiles(data.as_tensor(), self.tiles)
         offset = tuple(int(o) for o in info["offset"])
         size = tuple(int(n) for n in info["size"])
-        resized = _place(windowed, tuple(-o for o in offset), size)
-        stack = _resize(resized, tuple(int(n) for n in info["shape"]))
-        order = [int(i) for i in info["order"]]
-        for axis in info["flips"]:
-            stack = stack.flip(int(axis) + 1)
-        native = stack.permute(0, *(1 + int(i) for i in np.argsort(order))).contiguous()
+        shape = tuple(int(n) for n in info["shape"])
+        order, flips = [int(i) for i in info["order"]], [int(i) for i in info["flips"]]
+        spatial = [(*shape, windowed.shape[3])[i] for i in np.argsort(order)]
+        native = windowed.new_empty((len(windowed), *spatial))
+        for target, part in _parts(native, order, flips, windowed):
+            resized = part.new_zeros((len(part), *size, part.shape[3]))
+            _place(part, tuple(-o for o in offset), resized)
+            target.copy_(_resize(resized, shape).flip([1 + axis for axis in flips]))
         return MetaTensor(
             native,
             affine=torch.as_tensor(info["affine"], dtype=torch.float64),
@@ -143,16 +151,11 @@ class SliceGrid(InvertibleTransform):
             applied_operations=data.applied_operations,
         )
 
-    def _refuse_loss(self, img: MetaTensor, resized: Tensor, windowed: Tensor) -> None:
-        if all(n <= w for n, w in zip(resized.shape[1:3], self.window)):
-            return
-        level = torch.tensor(img.meta.get("foreground_level", [0.0] * img.shape[0]))
-        before = int((resized > level[:, None, None, None]).sum())
-        after = int((windowed > level[:, None, None, None]).sum())
+    def _refuse_loss(self, img: MetaTensor, size: Sequence[int], before: int, after: int) -> None:
         if before - after > _LARGEST_LOSS * before:
             raise InputError(
                 img.meta.get("source", ["image"])[0],
-                f"at {self.spacing} mm its slices have {tuple(resized.shape[1:3])} pixels and their tissue does not "
+                f"at {self.spacing} mm its slices have {tuple(size)} pixels and their tissue does not "
                 f"fit the window of {self.window}",
                 "Choose a larger image_size or spacing.",
             )
@@ -195,7 +198,8 @@ def tissue_slices(stack: Tensor, level: Sequence[float], least: float = 0.1) -> 
         Shape (S,), bool.
     """
     above = torch.as_tensor(stack) > torch.as_tensor(level, dtype=stack.dtype)[:, None, None, None]
-    area = above.any(dim=0).sum(dim=(0, 1))
+    # torch would sum a copy in int64
+    area = torch.from_numpy(above.any(dim=0).cpu().numpy().sum(axis=(0, 1)))
     return (area > 0) & (area >= least * area.max())
 
 
@@ -213,11 +217,6 @@ def _reorientation(affine: np.ndarray, last: int) -> tuple[list[int], list[int]]
     order = [int(np.flatnonzero(codes[:, 0] == axis)[0]) for axis in world]
     flips = [i for i, axis in enumerate(order) if codes[axis, 1] < 0]
     return order, flips
-
-
-def _reorient(volume: Tensor, order: Sequence[int], flips: Sequence[int]) -> Tensor:
-    stack = volume.permute(0, *(1 + i for i in order))
-    return stack.flip([1 + i for i in flips]) if flips else stack
 
 
 def _reorientation_affine(shape: Sequence[int], order: Sequence[int], flips: Sequence[int]) -> np.ndarray:
@@ -241,16 +240,25 @@ def _window_affine(shape: Sequence[int], size: Sequence[int], offset: Sequence[i
     return matrix
 
 
+def _parts(
+    volume: Tensor, order: Sequence[int], flips: Sequence[int], stack: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few slices of a volume, of permuted axes, and those of its stack (whose axes are flipped too), as views."""
+    slices = volume.permute(0, *(1 + axis for axis in order)).split(SLICES_AT_ONCE, dim=3)
+    if 2 not in flips:
+        yield from zip(slices, stack.split(SLICES_AT_ONCE, dim=3))
+        return
+    stop = stack.shape[3]
+    for part in slices:
+        yield part, stack[..., stop - part.shape[3] : stop]
+        stop -= part.shape[3]
+
+
 def _resize(stack: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear in the slices, smoothed first where it shrinks."""
     if tuple(stack.shape[1:3]) == tuple(size):
         return stack
-    out = torch.empty((stack.shape[0], *size, stack.shape[3]), device=stack.device)
-    # A few slices at a time: the whole stack is not copied into another order and back.
-    for part, scaled in zip(stack.split(_SLICES_AT_ONCE, dim=3), out.split(_SLICES_AT_ONCE, dim=3)):
-        slices = part.permute(3, 0, 1, 2).float()
-        scaled.copy_(resize_plane(slices, size).permute(1, 2, 3, 0))
-    return out
+    return resize_plane(stack.permute(3, 0, 1, 2).float(), size).permute(1, 2, 3, 0)
 
 
 def resize_plane(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -266,18 +274,12 @@ def resize_plane(images: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _place(stack: Tensor, offset: Sequence[int], window: Sequence[int]) -> Tensor:
-    """Lay the slices on zeros of the window's size, their corner at ``offset`` (which may be negative)."""
-    if tuple(stack.shape[1:3]) == tuple(window) and not any(offset):
-        return stack
-    out = stack.new_zeros((stack.shape[0], *window, stack.shape[3]))
-    target, source = [], []
-    for n, w, o in zip(stack.shape[1:3], window, offset):
-        start, stop = max(0, o), min(w, o + n)
-        target.append(slice(start, stop))
-        source.append(slice(start - o, stop - o))
-    out[:, target[0], target[1]] = stack[:, source[0], source[1]]
-    return out
+def _place(stack: Tensor, offset: Sequence[int], window: Tensor) -> Tensor:
+    """Lay the slices on the window, their corner at ``offset`` (which may be negative); the part that they fill."""
+    rows, columns = ((max(0, o), min(w, o + n)) for n, w, o in zip(stack.shape[1:3], window.shape[1:3], offset))
+    inside = window[:, slice(*rows), slice(*columns)]
+    rows, columns = ((start - o, stop - o) for (start, stop), o in zip((rows, columns), offset))
+    return inside.copy_(stack[:, slice(*rows), slice(*columns)])
 
 
 def _to_tiles(stack: Tensor, tiles: Sequence[int]) -> Tensor:

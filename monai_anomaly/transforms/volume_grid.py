@@ -17,8 +17,8 @@ from monai_anomaly.exceptions import InputError
 
 from .slice_grid import (
     _LARGEST_LOSS,
+    SLICES_AT_ONCE,
     _meta_without_affine,
-    _reorient,
     _reorientation,
     _reorientation_affine,
     refuse_growth,
@@ -68,15 +68,15 @@ class VolumeGrid(InvertibleTransform):
                 "Give rows and columns alone, and a detector with spatial_dims 2.",
             )
         order, flips = _reorientation(np.asarray(img.affine), last=2)
-        volume = _reorient(img.as_tensor(), order, flips)
         affine = np.asarray(img.affine, dtype=np.float64) @ _reorientation_affine(img.shape[1:], order, flips)
-        shape = tuple(volume.shape[1:])
+        shape = tuple(img.shape[1 + axis] for axis in order)
         extent = np.linalg.norm(affine[:3, :3], axis=0) * shape  # mm
         spacing = float((extent / self.image_size).max()) if self.spacing is None else self.spacing
         size = tuple(max(1, round(float(side) / spacing)) for side in extent)
         offset = tuple((w - n) // 2 if n <= w else -((n - w) // 2) for n, w in zip(size, self.image_size))
         refuse_growth(img, shape, size, self.image_size, self.spacing)
-        resized = _resize(volume, size)
+        # no name keeps what a step began with: volumes are large
+        resized = _resize(_reorient(img.as_tensor(), order, flips), size)
         windowed = _place(resized, offset, self.image_size)
         self._refuse_loss(img, resized, windowed)
         out = MetaTensor(
@@ -110,8 +110,8 @@ class VolumeGrid(InvertibleTransform):
         info = self.pop_transform(data)["extra_info"]
         offset, size, shape = (tuple(int(n) for n in info[key]) for key in ("offset", "size", "shape"))
         volume = _resize(_place(data.as_tensor(), tuple(-o for o in offset), size), shape)
-        flips = [1 + int(axis) for axis in info["flips"]]
-        volume = volume.flip(flips) if flips else volume
+        if info["flips"]:
+            volume = volume.flip([1 + int(axis) for axis in info["flips"]])
         order = [int(axis) for axis in info["order"]]
         return MetaTensor(
             volume.permute(0, *(1 + int(axis) for axis in np.argsort(order))).contiguous(),
@@ -134,6 +134,11 @@ class VolumeGrid(InvertibleTransform):
             )
 
 
+def _reorient(volume: Tensor, order: Sequence[int], flips: Sequence[int]) -> Tensor:
+    stack = volume.permute(0, *(1 + i for i in order))
+    return stack.flip([1 + i for i in flips]) if flips else stack
+
+
 def _window_affine(shape: Sequence[int], size: Sequence[int], offset: Sequence[int]) -> np.ndarray:
     """Voxels of the window to voxels of the unscaled volume (voxel extents, as ``interpolate`` without corners)."""
     scale = np.divide(shape, size)
@@ -147,8 +152,19 @@ def _resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(volume.shape[1:]) == tuple(size):
         return volume
     # torch smooths before shrinking in 2-D alone, and the filter is separable: the last two axes, then the first.
-    volume = resize_plane(volume.float(), (size[1], size[2]))
-    return resize_plane(volume.transpose(1, 2), (size[0], size[2])).transpose(1, 2)
+    volume = _resize_planes(volume, (volume.shape[1], size[1], size[2]), across=1)
+    return _resize_planes(volume, size, across=2)
+
+
+def _resize_planes(volume: Tensor, size: Sequence[int], across: int) -> Tensor:
+    """To ``size``, which is the volume's own along ``across``; a few planes at a time."""
+    if tuple(volume.shape[1:]) == tuple(size):
+        return volume
+    out = torch.empty((len(volume), *size), device=volume.device)
+    plane = [side for axis, side in enumerate(size, start=1) if axis != across]
+    for part, resized in zip(volume.split(SLICES_AT_ONCE, across), out.split(SLICES_AT_ONCE, across)):
+        resized.copy_(resize_plane(part.movedim(across, 0).float(), plane).movedim(0, across))
+    return out
 
 
 def _place(volume: Tensor, offset: Sequence[int], window: Sequence[int]) -> Tensor:
