@@ -394,6 +394,7 @@ def test_misfits_are_refused_and_write_nothing(tmp_path: Path) -> None:
     assert nibabel.load(tmp_path / "case" / "anomaly_map.nii.gz").shape == (4, 3, 2)
 
 
+@pytest.mark.slow
 def test_real_volumes_keep_their_geometry(real_data: Path, tmp_path: Path) -> None:
     import itk
 
@@ -620,6 +621,7 @@ def test_loss_curves(tmp_path: Path) -> None:
         draw_loss_curves(tmp_path / "loss.png", [])
 
 
+@pytest.mark.slow
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     program = (
         "import sys\n"
