@@ -212,6 +212,7 @@ def test_addresses_that_cannot_be_used(tmp_path: Path, pacs: Pacs) -> None:
 
 
 def test_results_are_stored_and_what_a_pacs_does_not_take_is_told(pacs: Pacs, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
     write(tmp_path / "a" / "dicom", study_of("T1"))
     store, data = StoreDicomd(pacs.url, tmp_path), {"item": {"case": "a"}}
     assert store(data) is data
