@@ -166,6 +166,7 @@ def test_imagenet_features_of_the_real_weights(real_data: Path, tmp_path: Path) 
             torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_frozen_encoders_stay_as_they_are() -> None:
     network = made(in_channels=1).train()
     assert network.training
