@@ -212,7 +212,6 @@ def command(*arguments: str | Path, folder: Path, **environment: str) -> subproc
         cwd=folder,
         env={
             **os.environ,
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(BUNDLE.parents[1]),
             "PYTHONWARNINGS": "ignore",
             **environment,

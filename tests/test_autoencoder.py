@@ -78,18 +78,19 @@ def test_map_and_score_are_the_reconstruction_error(name: str) -> None:
         assert float(output.anomaly_score[b]) == pytest.approx(error.mean() / x.shape[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["skip and memory, volume", "MemAE, dot", "MemAE, odd sides"])
 def test_torchscript_gives_the_same_map(name: str) -> None:
     detector, image = made(name)
     scripted = torch.jit.script(detector)
     with torch.no_grad():
         eager = detector(image)
-        for _ in range(3):  # the second run is the optimised one
+        for _ in range(2):  # the second run is the optimised one
             torch.testing.assert_close(scripted(image), eager, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "skip and memory, volume", "MemAE, MNIST"])
+@pytest.mark.parametrize("name", ["skip and memory, volume", "MemAE, MNIST"])
 def test_onnx_gives_the_same_map(name: str, tmp_path: Path) -> None:
     detector, image = made(name)
     # verify=True raises where the map of onnxruntime is another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,13 @@ def _threads_as_they_were() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a measurement are forked: to start one anew takes seconds."""
+    for module in (speed, speed_cohort):
+        monkeypatch.setattr(module, "get_context", lambda _: multiprocessing.get_context("fork"))
 
 
 def measure(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -189,6 +197,7 @@ def _arrays(megabytes: int) -> speed.Call:
     return lambda: held.append(np.ones(megabytes * 1_000_000, dtype=np.uint8))
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_memory_is_that_of_the_call() -> None:
     cost = speed.cost_apart(_arrays, 200, repeats=1)
@@ -344,6 +353,7 @@ def test_the_loop_makes_the_proxies_of_the_dataset(tmp_path: Path) -> None:
         np.testing.assert_allclose(speed_cohort._superpixels(image[0], proxy), made[0], atol=1e-6)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_proxies_and_processes_take_turns() -> None:
     found = speed_cohort.proxy_speed(scans=2, slices=1, size=64, rounds=2)

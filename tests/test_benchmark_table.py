@@ -87,11 +87,18 @@ def test_markdown_names_scale_flags_and_rule() -> None:
     rows = [result("2", 0, 0.9, under_trained=["stage"], pictures={"whole": False}), result("2", 0, 0.7, "n")]
     assert "beside" not in render(build_tables(rows[1:], FIGURES)).partition("|")[0]
     text = render(build_tables(rows, FIGURES))
-    assert "### s, image auroc, suite u, scale small: not the paper's schedule, beside Table 9 of p" in text
+    assert "### s, image auroc, suite u, scale small, beside Table 9 of p" in text
     assert "| m & co †‡ | 90.0 (80 ▲) |\n" in text
     assert "| n & co | 70.0 |\n" in text
-    assert "mean" not in text.partition("Figures are")[0]  # of a single problem it repeats it
-    assert "0.5 points or, of three seeds or more, one standard error" in text
+    assert "mean" not in text.partition("Percent, ")[0]  # of a single problem it repeats it
+    assert "0.5 points or, of 3 seeds or more, one standard error" in text
+    assert text.endswith("(under-trained). ‡ a part of the images. Scale small is not the paper's schedule.\n")
+
+
+def test_what_the_tables_lack_is_not_explained() -> None:
+    assert render(build_tables([result("2", 0, 0.7, scale="paper")], [])).endswith(
+        "\n\nPercent, mean ± standard deviation over seeds.\n"
+    )
 
 
 def test_the_papers_mean_is_shown_where_it_gives_that_alone() -> None:

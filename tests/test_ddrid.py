@@ -197,6 +197,7 @@ def test_losses_are_equations_3_to_6(saturating: bool, reduction: str) -> None:
     assert d_loss == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_joint_batch_lets_the_critic_see_mean_and_spread() -> None:
     """Batch normalisation takes both away from each of two batches, which leaves it the shape alone."""
     centre = torch.zeros(6)
@@ -479,6 +480,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(stage: str, trained: Run, tmp_
     assert again.history == trained.history
 
 
+@pytest.mark.slow
 def test_the_range_and_the_centre_are_the_training_set_s(trained: Run, tmp_path: Path) -> None:
     run = Run(epochs=(2, 1))
     pretrainer, trainer = run.stages
@@ -535,6 +537,7 @@ def test_a_step_of_the_second_stage_updates_all_three_networks() -> None:
     assert any(key.startswith("critic") for key in moved)
 
 
+@pytest.mark.slow
 def test_an_anomaly_scores_higher_than_a_normal(trained: Run) -> None:
     detector = copy.deepcopy(trained.network).eval()
     normals = torch.from_numpy(Images(4, 2).images)[:, None]
@@ -566,19 +569,19 @@ def test_configuration_and_state_are_the_whole_detector(name: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["MNIST's size", "order of section 3.1", "sum of scores", "rescaled per image"])
 def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
     detector = small(**VARIANTS[name]).eval()
     torch.jit.save(torch.jit.script(detector), tmp_path / "model.ts")
     scripted = torch.jit.load(tmp_path / "model.ts")
     image = image_for(detector)
     with torch.no_grad():
-        for _ in range(3):  # the second run is the optimised one
+        for _ in range(2):  # the second run is the optimised one
             torch.testing.assert_close(scripted(image), detector(image), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MNIST's size", "residual"])
+@pytest.mark.parametrize("name", ["MNIST's size"])
 def test_onnx_is_the_eager_network(name: str, tmp_path: Path) -> None:
     detector = small(**VARIANTS[name]).eval()
     monai.networks.convert_to_onnx(

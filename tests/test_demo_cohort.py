@@ -93,6 +93,7 @@ def test_other_seed_other_voxels(cohort: tuple[Path, dict[str, Any]]) -> None:
     assert (demo_brain.simulate(3, "training", 0).image == first).all()
 
 
+@pytest.mark.slow
 def test_geometry_and_masks(cohort: tuple[Path, dict[str, Any]]) -> None:
     import nibabel as nib
 
@@ -166,6 +167,7 @@ def test_series_hold_the_scan(cohort: tuple[Path, dict[str, Any]]) -> None:
         assert all(uid.is_valid for ds in slices for uid in (ds.StudyInstanceUID, ds.SOPInstanceUID))
 
 
+@pytest.mark.slow
 def test_lesions_differ_from_their_surroundings_but_not_by_one_threshold(
     cohort: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -195,6 +197,7 @@ def test_lesions_differ_from_their_surroundings_but_not_by_one_threshold(
     assert np.median(contrast) > 0.1, "lesions differ from their surroundings"
 
 
+@pytest.mark.slow
 def test_brain_is_cut_out_and_noisy(cohort: tuple[Path, dict[str, Any]]) -> None:
     from scipy.ndimage import binary_erosion, gaussian_filter
 
@@ -236,7 +239,8 @@ def test_fields_are_smooth(seed: int, scale: float) -> None:
     assert np.abs(np.diff(field, axis=0)).max() < 7 * 2.0 * 2 / scale  # no faster than its lattice allows
 
 
-def test_made_once(cohort: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_made_once(cohort: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = cohort
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert make(folder) == folder / "cohort.json"
@@ -244,12 +248,15 @@ def test_made_once(cohort: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other parameters"):
         make(folder, seed=4)
 
+
+@pytest.mark.slow
+def test_a_lost_file_is_made_again(tmp_path: Path) -> None:
     few = dict.fromkeys(COUNTS, 0) | {"num_calibration": 1}
     make(tmp_path, **few)
     lost = tmp_path / "images" / "DEMO-C000.nii.gz"
     lost.unlink()
     make(tmp_path, **few)
-    assert lost.exists(), "a lost file is made again"
+    assert lost.exists()
     (tmp_path / "cohort.json").write_text("[]")
     with pytest.raises(InputError, match="not a demonstration cohort"):
         make(tmp_path, **few)

@@ -78,22 +78,28 @@ def test_the_map_is_the_filtered_error_in_the_unit_of_the_expected_one(name: str
     assert torch.equal(output.restoration[~inside], image[~inside])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_torchscript_and_configuration_give_the_same_map(name: str) -> None:
+def test_configuration_gives_the_same_map(name: str) -> None:
     detector, image = made(name)
     again = getattr(networks, detector.config["name"])(**json.loads(json.dumps(detector.config))["arguments"]).eval()
     again.load_state_dict(detector.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(image), detector(image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["divided, mirrored", "volume", "no skips, no filters, all pixels"])
+def test_torchscript_gives_the_same_map(name: str) -> None:
+    detector, image = made(name)
     scripted = torch.jit.script(detector)
     with torch.no_grad():
         eager = detector(image)
-        assert torch.equal(again(image), eager)
-        for _ in range(3):  # the second run is the optimised one
+        for _ in range(2):  # the second run is the optimised one
             torch.testing.assert_close(scripted(image), eager, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["divided, mirrored", "volume"])
+@pytest.mark.parametrize("name", ["volume"])
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_gives_the_same_map(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

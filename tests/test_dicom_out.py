@@ -90,6 +90,7 @@ def laid_back(segments: Dataset, scan: torch.Tensor, folder: Path) -> np.ndarray
     return found
 
 
+@pytest.mark.slow
 def test_segmentation_laid_back_on_the_source_is_the_mask(folder: Path) -> None:
     scan = LoadScan()(folder)
     mask = mask_of(scan)

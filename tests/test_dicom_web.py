@@ -26,7 +26,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from test_dicom import PIXELS, series, write
 
-from monai_anomaly.io.dicom_web import PASSWORD, TOKEN, USER, fetch_series, store_files
+from monai_anomaly.engines import StoreDicomd, scans_of
+from monai_anomaly.io.dicom_web import PASSWORD, TOKEN, USER, fetch_series
 
 pytest.importorskip("dicomweb_client", reason='DICOMweb needs pip install "monai-anomaly[dicom]"')
 pytest_plugins = ["bundle_fixtures"]
@@ -148,14 +149,16 @@ def test_the_only_scan_of_a_study_is_read(pacs: Pacs, tmp_path: Path) -> None:
         (other,) = study_of(description, modality=modality)[:1]
         other.StudyInstanceUID = study
         pacs.instances.append(other)
-    assert fetch_series(pacs.url, study, None, tmp_path / "in") == tmp_path / "in"
-    files = sorted((tmp_path / "in" / uid).iterdir())
+    folder = tmp_path / "dicom_web"
+    assert scans_of("ignored", pacs.url, study, None, tmp_path) == folder
+    assert scans_of("a/folder", None, None, None, tmp_path) == "a/folder"
+    files = sorted((folder / uid).iterdir())
     assert len(files) == len(PIXELS)
     for path, sent in zip(files, pacs.instances):
         read = pydicom.dcmread(path)
         np.testing.assert_array_equal(read.pixel_array, sent.pixel_array)
         assert read.SOPInstanceUID == sent.SOPInstanceUID
-    assert (tmp_path / "in" / "patients.csv").read_text().split() == ["image,patient", f"{uid},MRN-7"]
+    assert (folder / "patients.csv").read_text().split() == ["image,patient", f"{uid},MRN-7"]
 
 
 def test_a_series_is_chosen_by_uid_or_description(pacs: Pacs, tmp_path: Path) -> None:
@@ -209,10 +212,14 @@ def test_addresses_that_cannot_be_used(tmp_path: Path, pacs: Pacs) -> None:
     assert "does not answer" in refusal(fetch_series, closed, "1.2", None, tmp_path)
 
 
-def test_what_a_pacs_does_not_take_is_told(pacs: Pacs, tmp_path: Path) -> None:
-    folder = write(tmp_path / "scan", study_of("T1"))
+def test_results_are_stored_and_what_a_pacs_does_not_take_is_told(pacs: Pacs, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "dicom", study_of("T1"))
+    store, data = StoreDicomd(pacs.url, tmp_path), {"item": {"case": "a"}}
+    assert store(data) is data
+    assert len(pacs.instances) == len(PIXELS)
     pacs.refuse = True
-    line = refusal(store_files, pacs.url, sorted(folder.iterdir()))
+    line = refusal(store, data)
     assert "does not take 000.dcm (failure reason 42752)" in line
 
 

@@ -138,7 +138,7 @@ def test_torchscript_and_configuration(name: str) -> None:
     scripted = torch.jit.script(detector)
     with torch.no_grad():
         eager = detector(image)
-        for _ in range(3):
+        for _ in range(2):  # the second run is the optimised one
             torch.testing.assert_close(scripted(image), eager, rtol=0, atol=1e-4)
     config = json.loads(json.dumps(detector.config))
     again = getattr(networks, config["name"])(**config["arguments"]).eval()

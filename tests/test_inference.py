@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from bundle_runs import EMPTY_SLICE, SHAPE, cohort_evaluator, figures_of, head, table, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ignite.engine import Events
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, Invertd
 from torch import Tensor
@@ -271,6 +274,18 @@ def test_evaluator_masks_above_the_calibrated_threshold(tmp_path: Path) -> None:
     assert figures.value("BrightVoxels", "pixel", "prevalence") == mask.mean()
     image = [figures.value("BrightVoxels", "image", name) for name in ("auroc", "ap", "num_normal", "num_abnormal")]
     assert image == [None, None, 0, 1]
+
+
+def test_a_killed_run_would_leave_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    data = [item(write_nifti(tmp_path / f"s{seed}.nii.gz", seed)) for seed in (2, 4)]
+    evaluator = cohort_evaluator(BrightVoxels(), GRID, scan_loader(data, GRID), tmp_path / "out", alpha=None)
+    left: list[str] = []
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: left.extend(os.listdir(tmp_path / "temporary")))
+    evaluator.run()
+    assert left == []
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_evaluator_refuses_no_scans(tmp_path: Path) -> None:

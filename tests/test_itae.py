@@ -467,7 +467,8 @@ def test_a_file_makes_an_equal_detector(name: str, tmp_path: Path) -> None:
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["colour: graying and rotation", "28 pixels", "volume"])
 def test_torchscript_is_the_eager_network(name: str, tmp_path: Path) -> None:
     kwargs, shape = VARIANTS[name]
     detector = moved(small(**kwargs), shape)
@@ -487,7 +488,7 @@ def test_torchscript_with_a_resnet34() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["colour: graying and rotation", "volume"])
+@pytest.mark.parametrize("name", ["colour: graying and rotation"])
 def test_onnx_is_the_eager_network(name: str, tmp_path: Path) -> None:
     kwargs, shape = VARIANTS[name]
     detector = moved(small(**kwargs), shape)

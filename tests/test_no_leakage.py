@@ -38,7 +38,7 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["ddrid", "itae", "proxyano"])
+@pytest.fixture(scope="module", params=["ddrid", "proxyano"])
 def detectors(
     request: pytest.FixtureRequest, tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:

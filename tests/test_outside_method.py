@@ -56,7 +56,7 @@ class SmootherTrainer(StageTrainer):
 '''
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as an installed distribution has it, and the method's bundle."""
     root = tmp_path_factory.mktemp("outside")
@@ -90,33 +90,33 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# What a second process does, which has not trained: it finds the detector by its entry point.
+PROGRAM = """
+import json, sys
+import monai.bundle
+from monai_anomaly.__main__ import main
+runs, arguments = json.loads(sys.argv[1])
+for run in runs:
+    monai.bundle.run(**run, logging_file=False)
+sys.exit(main(arguments))
+"""
+
+
 @pytest.mark.slow
-def test_a_method_from_outside_trains_infers_and_is_evaluated(outside: Path, tiny_cohort: Path, tmp_path: Path) -> None:
-    bundle = outside / "bundle"
+def test_a_method_from_outside_trains_infers_is_evaluated_and_benchmarked(
+    outside: Path, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    bundle, out = outside / "bundle", tmp_path / "out"
     path = f"{outside}:{BUNDLES.parent}"
-    common = ["--bundle_root", bundle, "--dataset_dir", tiny_cohort, "--output_dir", tmp_path, "--progress", "False"]
-    options = {
-        "train": ["--image_size", "[32,32]", "--max_epochs", "2", "--batch_size", "8"],
-        "inference": ["--overview_slices", "0"],
-        "evaluate": ["--overview_slices", "0"],
-    }
-    for config, own in options.items():
-        file = bundle / "configs" / f"{config}.yaml"
-        run = ("-m", "monai.bundle", "run", "--config_file", file, *common, *own)
-        done = command(*run, folder=tmp_path, PYTHONPATH=path)
-        assert done.returncode == 0, done.stderr[-3000:]
-    described = json.loads((tmp_path / "models" / "detector.json").read_text())
-    assert described["network"] == {
-        "name": "Smoother",
-        "arguments": {"spatial_dims": 2, "in_channels": 1, "kernel_size": 5},
-    }
-    assert len(table(tmp_path / "predictions.csv")) == 5
-    assert figures_of(tmp_path).value("Smoother", "pixel", "auroc") is not None
-    assert "Smoother" in (tmp_path / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_method_from_outside_runs_in_benchmarks(outside: Path, tmp_path: Path) -> None:
+    common = {"bundle_root": str(bundle), "dataset_dir": str(tiny_cohort), "output_dir": str(out), "progress": False}
+    done = command(
+        *("-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "train.yaml"),
+        *(f"--{name}={value}" for name, value in common.items()),
+        *("--image_size", "[32,32]", "--max_epochs", "2", "--batch_size", "8"),
+        folder=tmp_path,
+        PYTHONPATH=path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     suite = {
         "title": "Outside",
         "methods": ["smoother"],
@@ -127,13 +127,22 @@ def test_a_method_from_outside_runs_in_benchmarks(outside: Path, tmp_path: Path)
         "scales": {"smoke": {"train_limit": 40, "test_limit": 40, "resamples": 20, "shown": 2}},
     }
     (outside / "suite.yaml").write_text(yaml.safe_dump(suite))
-    run = ("-m", "monai_anomaly", "benchmark", "--suite", outside / "suite.yaml", "--scale", "smoke")
-    done = command(
-        *(*run, "--device", "cpu", "--no-progress", "--out", tmp_path),
-        folder=tmp_path,
-        PYTHONPATH=f"{outside}:{BUNDLES.parent}",
-    )
+    runs = [
+        {**common, "config_file": str(bundle / "configs" / f"{config}.yaml"), "overview_slices": 0}
+        for config in ("inference", "evaluate")
+    ]
+    benchmark = ["benchmark", "--suite", str(outside / "suite.yaml"), "--scale", "smoke", "--device", "cpu"]
+    benchmark += ["--no-progress", "--out", str(tmp_path)]
+    done = command("-c", PROGRAM, json.dumps([runs, benchmark]), folder=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr[-3000:]
+    described = json.loads((out / "models" / "detector.json").read_text())
+    assert described["network"] == {
+        "name": "Smoother",
+        "arguments": {"spatial_dims": 2, "in_channels": 1, "kernel_size": 5},
+    }
+    assert len(table(out / "predictions.csv")) == 5
+    assert figures_of(out).value("Smoother", "pixel", "auroc") is not None
+    assert "Smoother" in (out / "report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     (own,) = [row for row in rows if row["method"] == "smoother"]
     assert 0 <= own["metrics"]["image"]["auroc"] <= 1

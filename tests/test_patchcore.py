@@ -129,6 +129,7 @@ def test_weights_bring_the_memory() -> None:
     assert isinstance(again, PatchCore)
 
 
+@pytest.mark.slow
 def test_export() -> None:
     detector, image = fitted(), images(2, seed=5)
     with torch.no_grad():

@@ -190,6 +190,7 @@ def test_some_of_the_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.read(1), test.read(2))
 
 
+@pytest.mark.slow
 @given(array=arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, max_side=4)), packed=st.booleans())
 def test_any_idx_array_comes_back(array: np.ndarray, packed: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("idx") / ("file.gz" if packed else "file")

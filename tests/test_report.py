@@ -328,6 +328,7 @@ def test_page_holds_its_sections_in_order(demo_page: Path) -> None:
     assert os.listdir(demo_page.parent) == ["report.html"]
 
 
+@pytest.mark.slow
 def test_the_most_anomalous_scans_come_first_with_their_images(demo: Demo, demo_page: Path) -> None:
     source = demo_page.read_text(encoding="utf-8")
     first = source[: source.index("What was found")]
@@ -343,6 +344,7 @@ def test_the_most_anomalous_scans_come_first_with_their_images(demo: Demo, demo_
     assert len(re.findall(r'<img src="data:image/png[^>]*width', first)) == 15
 
 
+@pytest.mark.slow
 def test_page_says_what_the_figures_are(demo: Demo, demo_page: Path) -> None:
     evaluation, cases, _ = demo
     text = " ".join(Page(demo_page.read_text(encoding="utf-8")).text.split())
@@ -396,6 +398,7 @@ def test_figures_of_patients_are_left_out_where_each_has_one_scan() -> None:
     assert len(figure_tables(small(rows[0], rows[1]._replace(n=4)))) == 2
 
 
+@pytest.mark.slow
 def test_page_asks_for_nothing_and_runs_nothing(demo: Demo, tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", demo[0], demo[1], calibration_scores=demo[2], show_patients=True)
     source = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -417,6 +420,7 @@ def test_page_asks_for_nothing_and_runs_nothing(demo: Demo, tmp_path: Path) -> N
     assert '<img src="http' not in source
 
 
+@pytest.mark.slow
 def test_pictures_have_words_and_can_be_decoded(demo_page: Path) -> None:
     page = Page(demo_page.read_text(encoding="utf-8"))
     pictures = page.all("img")

@@ -527,6 +527,7 @@ def test_bundle_refuses_sizes_and_networks_that_do_not_fit(tiny_cohort: Path, tm
     assert "multiples of 4" in refusal(train_small, tmp_path / "c", tiny_cohort, "volumes", **odd)
 
 
+@pytest.mark.slow
 def test_bundle_refuses_pictures_for_volumes(volumes_run: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)

@@ -231,6 +231,7 @@ GEOMETRY_FIELDS = (
     shape=st.sampled_from([(4, 3, 2), (4, 3, 1), (4, 3), (3, 2, 4, 1), (3, 2, 4, 1, 1)]),
     suffix=st.sampled_from([".nii", ".nii.gz"]),
 )
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 def test_nifti_geometry_is_the_source_s_own(
     data: st.DataObject, version: type, forms: str, codes: tuple[int, int], shape: tuple[int, ...], suffix: str
@@ -394,6 +395,7 @@ def test_misfits_are_refused_and_write_nothing(tmp_path: Path) -> None:
     assert nibabel.load(tmp_path / "case" / "anomaly_map.nii.gz").shape == (4, 3, 2)
 
 
+@pytest.mark.slow
 def test_real_volumes_keep_their_geometry(real_data: Path, tmp_path: Path) -> None:
     import itk
 
@@ -569,6 +571,7 @@ def test_worst_slices_are_spread() -> None:
     assert _worst_slices(peaks[:2], 1.0, 4) == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["volume", "gray image", "colour image"])
 def test_overview_is_a_picture_of_the_slices(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
@@ -620,6 +623,7 @@ def test_loss_curves(tmp_path: Path) -> None:
         draw_loss_curves(tmp_path / "loss.png", [])
 
 
+@pytest.mark.slow
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     program = (
         "import sys\n"

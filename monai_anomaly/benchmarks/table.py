@@ -41,12 +41,14 @@ _PAPERS = {"ddrid": "DDR-ID", "itae": "ITAE", "hfrae": "HFR-AE", "daad": "DAAD",
 _MARKS = {"ahead": "▲", "even": "=", "behind": "▼"}
 _LATEX_MARKS = {"ahead": r"$\uparrow$", "even": "$=$", "behind": r"$\downarrow$"}
 
-_RULE = (
-    f"Figures are percent, mean ± standard deviation over seeds; in brackets the paper's. {_MARKS['ahead']} ahead of "
-    f"it, {_MARKS['behind']} behind it, {_MARKS['even']} even: within {_EVEN} points or, of three seeds or more, one "
-    "standard error of our mean, whichever is more. † a stage was stopped while it still improved (under-trained). "
-    "‡ a part of the images alone."
+_RULE = "Percent, mean ± standard deviation over seeds."
+_BESIDE_PAPER = (
+    f"In brackets the paper's figure: {_MARKS['ahead']} ours is ahead, {_MARKS['behind']} behind, {_MARKS['even']} "
+    f"even (within {_EVEN} points or, of {_LEAST_SEEDS} seeds or more, one standard error of our mean)."
 )
+_UNDER_TRAINED = "† a stage was stopped while it still improved (under-trained)."
+_PART = "‡ a part of the images."
+_OTHER_SCALE = "Scale {} is not the paper's schedule."
 
 
 @dataclass(frozen=True)
@@ -337,7 +339,7 @@ def _markdown(tables: Sequence[ResultTable]) -> str:
             cells = [_text(table.rows[i].cells[column], _MARKS, "±") for table in group for column in columns]
             lines.append(f"| {_title(row, '†', '‡')} | {' | '.join(cells)} |")
         parts.append("\n".join([*lines, *dict.fromkeys(note for table in group for note in _notes(table))]))
-    return "\n\n".join([*parts, _RULE]) + "\n"
+    return "\n\n".join([*parts, _rule(tables)]) + "\n"
 
 
 def _latex(tables: Sequence[ResultTable]) -> str:
@@ -355,7 +357,7 @@ def _latex(tables: Sequence[ResultTable]) -> str:
             cells = [_text(row.cells[column], _LATEX_MARKS, r"$\pm$", "--") for column in columns]
             lines.append(" & ".join([_title(row, r"\dag", r"\ddag", _escape), *cells]) + r" \\")
         parts.append("\n".join([*lines, r"\hline", r"\end{tabular}", *(f"% {note}" for note in _notes(table) if note)]))
-    return "\n\n".join([*parts, "% " + _RULE]) + "\n"
+    return "\n\n".join([*parts, f"% {_rule(tables)}"]) + "\n"
 
 
 def _csv(tables: Sequence[ResultTable]) -> str:
@@ -396,9 +398,22 @@ def _caption(tables: Sequence[ResultTable]) -> str:
     cells = [(row.source, cell) for table in tables for row in table.rows for cell in row.cells.values()]
     sources = dict.fromkeys(source for source, cell in cells if cell.paper is not None)
     beside = f", beside {', '.join(sources)}" if sources else ""
-    scale = "the paper's schedule" if first.scale == "paper" else f"scale {first.scale}: not the paper's schedule"
+    scale = "the paper's schedule" if first.scale == "paper" else f"scale {first.scale}"
     metric = f", {first.metric.replace('.', ' ')}" if len(tables) == 1 else ""
     return f"{first.set}{metric}, suite {first.suite}, {scale}{beside}"
+
+
+def _rule(tables: Sequence[ResultTable]) -> str:
+    """What the marks mean that these tables have."""
+    rows = [row for table in tables for row in table.rows]
+    scales = sorted({table.scale for table in tables} - {"paper"})
+    told = (
+        (any(cell.paper is not None for row in rows for cell in row.cells.values()), _BESIDE_PAPER),
+        (any(row.under_trained for row in rows), _UNDER_TRAINED),
+        (not all(row.whole for row in rows), _PART),
+        (bool(scales), _OTHER_SCALE.format(" and ".join(scales))),
+    )
+    return " ".join([_RULE, *(text for fits, text in told if fits)])
 
 
 def _title(row: TableRow, under_trained: str, part: str, escape: Any = str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -444,7 +445,7 @@ class ReportHandler(_DescribedHandler):
     def start(self, engine: CohortEvaluator) -> None:
         """See the base."""
         self._begin()
-        self._folder = tempfile.TemporaryDirectory(prefix="monai_anomaly_")
+        self._aside = tempfile.TemporaryFile()  # noqa: SIM115 - it has no name, and goes with the process however that ends
 
     def kept(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """See the base."""
@@ -491,24 +492,24 @@ class ReportHandler(_DescribedHandler):
         )
 
     def _put_aside(self, drawn: CaseSlice) -> Callable[[], Any]:
-        path = Path(self._folder.name) / f"{len(self.cases)}.pickle"
-        path.write_bytes(pickle.dumps(drawn))
-        return partial(_load_slice, path)
+        place = self._aside.seek(0, os.SEEK_END)
+        pickle.dump(drawn, self._aside)
+        return partial(_load_slice, self._aside, place)
 
     def end(self, engine: CohortEvaluator) -> None:
         """See the base."""
         page = self.output_dir / "report.html"
-        if not self.keeps:
-            page.unlink(missing_ok=True)
-            return
-        evaluation = getattr(engine.state, "evaluation", None) or Evaluation(self.settings(engine))
-        calibration = self.network.calibration
-        # of scans, as the cases' are; older versions kept patients' highest alone
-        kept = calibration.item_scores if calibration.item_scores.numel() else calibration.scores
-        write_report(
-            page, evaluation, self.cases, calibration_scores=kept.cpu().numpy(), show_patients=self.show_patients
-        )
-        self._folder.cleanup()
+        with self._aside:
+            if not self.keeps:
+                page.unlink(missing_ok=True)
+                return
+            evaluation = getattr(engine.state, "evaluation", None) or Evaluation(self.settings(engine))
+            calibration = self.network.calibration
+            # of scans, as the cases' are; older versions kept patients' highest alone
+            kept = calibration.item_scores if calibration.item_scores.numel() else calibration.scores
+            write_report(
+                page, evaluation, self.cases, calibration_scores=kept.cpu().numpy(), show_patients=self.show_patients
+            )
 
 
 def thresholds_of(network: AnomalyDetector, alpha: float | None) -> Thresholds:
@@ -559,5 +560,6 @@ def _affine(data: Mapping[str, Any]) -> np.ndarray | None:
     return None if scan.meta["scan_kind"] == "image" else np.asarray(scan.affine, dtype=np.float64)
 
 
-def _load_slice(path: Path) -> Any:
-    return pickle.loads(path.read_bytes())
+def _load_slice(file: IO[bytes], place: int) -> Any:
+    file.seek(place)
+    return pickle.load(file)

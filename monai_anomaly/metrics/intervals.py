@@ -18,6 +18,8 @@ Statistic = Callable[[np.ndarray, np.ndarray], float | None]
 
 # Draws for each one that is wanted, before a metric counts as undefined too often.
 _DRAWS = 10
+# Up to so many patients, what a draw gave is kept for the next one that is the same.
+_FEW = 16
 
 
 def scan_statistics(threshold: float | None = None, specificity: float = 0.95) -> dict[str, Statistic]:
@@ -122,10 +124,17 @@ def bootstrap_intervals(
     drawn: dict[str, list[float]] = {name: [] for name in found if name not in undefined}
     redrawn, done, random = 0, 0, np.random.default_rng(seed)
     pools = [stratum for stratum in strata if stratum] if stratified else [[*strata[0], *strata[1]]]
+    known_draws: dict[bytes, dict[str, float | None]] = {}
     while drawn and done < n and done + redrawn < _DRAWS * n:
         chosen = np.concatenate([random.choice(pool, len(pool)) for pool in pools])
-        places = np.concatenate([groups[g] for g in chosen])
-        once = {name: statistics[name](truth[places], values[places]) for name in drawn}
+        # of few patients the same ones are drawn again and again
+        key = np.sort(chosen).tobytes() if len(chosen) <= _FEW else b""
+        once = known_draws.get(key)
+        if once is None:
+            places = np.concatenate([groups[g] for g in chosen])
+            once = {name: statistics[name](truth[places], values[places]) for name in drawn}
+            if key:
+                known_draws[key] = once
         if None in once.values():
             redrawn += 1
             continue
