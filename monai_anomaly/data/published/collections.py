@@ -12,34 +12,19 @@ from typing import ClassVar
 from monai_anomaly.io.image_files import natural_key
 
 from .base import Problem, count_notes, find_folder
-from .download import RemoteFile
 from .layout import FileSet, ImageFile, Sides, files_by_stem, one_class_sides
 
 __all__ = ["BMAD", "MedIAnomaly"]
 
 
-class BMAD(FileSet):
+class BMAD(FileSet, key="bmad"):
     """BMAD's sets, each in ``train/good`` and ``test/{good,Ungood}``, with ``img`` and ``label`` where it has masks.
 
     Each folder below the root, up to three deep, that has ``train/good`` is a problem, called by the folder's name.
     Patients are known for the brain slices alone, whose names begin with the volume (``00003_60.png``).
     """
 
-    key = "bmad"
-    title = "BMAD"
-    source = "https://github.com/DorisBao/BMAD"
-    licence = "that of each source set (BraTS2021, BTCV and LiTS, RESC, OCT2017, RSNA, Camelyon16)"
-    citation = "Bao et al., BMAD: benchmarks for medical anomaly detection, CVPR Workshops 2024"
-    protocol = (
-        "As published: train/good trains, test/good and test/Ungood test; the validation folder, which has abnormal "
-        "images, is not used."
-    )
-    by_hand = (
-        "Fetch the sets from the drive linked from https://github.com/DorisBao/BMAD, unpack them below one folder (the "
-        "licences of the sources apply)."
-    )
-    # Of training normals, where a second source confirms them; by a word of the folder's path.
-    counts: ClassVar[dict[str, int]] = {"brain": 7500, "liver": 1542, "resc": 4297, "camelyon": 5088}
+    counts: ClassVar[dict[str, int]]
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -134,7 +119,7 @@ def patients_in_names(pattern: str, files: Sequence[Path]) -> list[str]:
     return [patients[0] if known else "" for patients in found]
 
 
-class MedIAnomaly(FileSet):
+class MedIAnomaly(FileSet, key="medianomaly"):
     """MedIAnomaly's seven sets; those whose folders are there.
 
     RSNA, VinCXR, BrainTumor and LAG have ``images`` and ``data.json`` (``{"train": {"0": [...]}, "test": {"0": [...],
@@ -143,37 +128,8 @@ class MedIAnomaly(FileSet):
     images with ``seg`` in place of ``flair``.
     """
 
-    key = "medianomaly"
-    title = "MedIAnomaly"
-    source = "https://zenodo.org/records/12677223"
-    licence = "not established; the terms of the source sets apply"
-    citation = "Cai et al., MedIAnomaly: a comparative study of anomaly detection in medical images, arXiv:2404.04518"
-    protocol = (
-        "As published: the normals of the training list train, the test list tests. In ISIC2018_Task3 nevi (NV) are "
-        "normal, all other lesions abnormal. Where names tell the patient (BraTS2021), training slices of test "
-        "patients are left out, and counted; elsewhere patients are not known."
-    )
-    by_hand = (
-        "Fetch the archives from https://zenodo.org/records/12677223, and of ISIC2018_Task3 from "
-        "https://challenge.isic-archive.com/data/#2018, and unpack them into one folder (the terms of the source sets "
-        "apply)."
-    )
-    # The archive may lie beside what was unpacked from it. Zenodo publishes MD5 sums; of the others none is at hand.
-    files = (RemoteFile("BraTS2021.tar.gz", md5="237f2aee77e099f7483808ddec49a57c", size=70_262_263),)
-    names: ClassVar[tuple[str, ...]] = (
-        "RSNA",
-        "VinCXR",
-        "BrainTumor",
-        "LAG",
-        "ISIC2018_Task3",
-        "Camelyon16",
-        "BraTS2021",
-    )
-    # Training normals, test normals, test abnormals, where a second source confirms them.
-    counts: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "RSNA": (3851, 1000, 1000),
-        "BraTS2021": (4211, 828, 1948),
-    }
+    names: ClassVar[tuple[str, ...]]
+    counts: ClassVar[dict[str, tuple[int, int, int]]]
 
     @property
     def problems(self) -> tuple[str, ...]:

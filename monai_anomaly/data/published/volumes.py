@@ -182,55 +182,15 @@ class PublishedCohort(Published):
 _PATHS = {"image", "mask"}
 
 
-class BraTSCohort(PublishedCohort):
+class BraTSCohort(PublishedCohort, key="brats"):
     """BraTS: gliomas in four modalities, of 2013 to 2023 and after; all its cases have a tumour."""
 
-    key = "brats"
-    title = "BraTS"
-    source = "https://www.synapse.org/brats"
-    licence = "the data use terms of the challenge, accepted at registration"
-    citation = (
-        "Menze et al., The multimodal brain tumor image segmentation benchmark (BRATS), IEEE TMI 2015; Baid et al., "
-        "The RSNA-ASNR-MICCAI BraTS 2021 benchmark, arXiv:2107.02314"
-    )
-    by_hand = (
-        "Register at https://www.synapse.org/brats, accept the data use terms, fetch a training set, unpack it, and "
-        "name the folder of its cases."
-    )
     cases = r"(BraTS\d*_\w*?_?[0-9]+|BraTS-[A-Z]+-[0-9]+|[Bb]rats_\w+?_pat[0-9]+)(?:[-_][0-9]+)?"
-    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
-        "flair": ("flair", "t2f"),
-        "t1": ("t1", "t1n"),
-        "t1ce": ("t1ce", "t1c", "t1gd"),
-        "t2": ("t2", "t2w"),
-    }
     outline = r"seg|otmulticlass"
-    published = (335, 369, 1251)
 
 
-class MSLUBCohort(PublishedCohort):
+class MSLUBCohort(PublishedCohort, key="mslub"):
     """The Ljubljana cohort: 30 patients with multiple sclerosis, lesions outlined by consensus of three readers."""
 
-    key = "mslub"
-    title = "MSLUB"
-    source = "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/"
-    licence = "CC BY"
-    citation = (
-        "Lesjak et al., A novel public MR image dataset of multiple sclerosis patients with lesion segmentations based "
-        "on multi-rater consensus, Neuroinformatics 2018"
-    )
-    by_hand = (
-        "Fetch the cross-sectional set from https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/ or "
-        "https://github.com/muschellij2/open_ms_data (CC BY), and name one of its folders of patients (raw, "
-        "coregistered or MNI). Outlines are on the grid of FLAIR: for another modality take a folder in which it is "
-        "laid on that."
-    )
     cases = r"(?:[A-Za-z]+_)?(patient[0-9]+)"
-    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
-        "flair": ("flair",),
-        "t1": ("t1w", "t1"),
-        "t1ce": ("t1wks", "t1post"),
-        "t2": ("t2w", "t2"),
-    }
     outline = r"consensus_gt|gold_standard(_.*)?"
-    published = (30,)
