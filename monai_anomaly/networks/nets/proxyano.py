@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks import EncoderDecoder, NearestMemory, ShrinkageMemory, StridedDecoder, StridedEncoder
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
@@ -103,8 +104,7 @@ class ProxyAno(AnomalyDetector):
         score_space: str = "latent",
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=2 ** len(channels))
-        if score_space not in ("latent", "image"):
-            raise ValueError(f"score_space is 'latent' or 'image', got {score_space!r}")
+        check_choice("score_space", score_space, "latent", "image")
         bank: nn.Module | None = None
         if memory == "nearest":
             bank = NearestMemory(num_items, latent_channels, decay, commitment, restart_below)
