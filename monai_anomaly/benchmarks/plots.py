@@ -341,11 +341,9 @@ def _loaded(path: Path) -> dict[str, np.ndarray]:
 
 
 def _figure(panels: int, size: tuple[float, float], rows: int = 1) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, panels // rows, squeeze=False).flat)
 
 

@@ -203,7 +203,7 @@ class BenchmarkRun:
             if self._is_done(unit):
                 outcome.skipped.append(unit.name)
                 continue
-            with claim(self.out / "claims", unit.name) as ours:
+            with claim(self.out / "units" / unit.name) as ours:
                 if not ours:
                     outcome.elsewhere.append(unit.name)
                     continue

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from monai_anomaly.io.load import DICOM_SUFFIXES, PICTURE_SUFFIXES, scan_suffix
 from monai_anomaly.io.series import AUTO, find_series
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.io.untrusted import refuse_damage
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +179,7 @@ def load_cohort(
         sides["training"], sides[side] = _hold_out(sides["training"], fraction, seed, keys)
     known = [key for key in keys if any(key in item for side in SIDES for item in sides[side])]
     split = {"seed": seed, "stratified_by": known, "drawn": {k: v for k, v in drawn.items() if v > 0}}
-    cohort = _cohort(root, sides, split)
+    cohort = Cohort(root, **sides, split=split)
     check_cohort(cohort, path)
     return cohort
 
@@ -235,7 +232,7 @@ def write_datalist(
         _complete(root, sides, patient_regex, False)
     if not sides["calibration"]:
         sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed, keys)
-    check_cohort(_cohort(root, sides), root)
+    check_cohort(Cohort(root, **sides, split={}), root)
     written = [side for side in SIDES if sides[side] or side != "validation"]
     sections = {side: [_relative(item, output.parent) for item in sides[side]] for side in written}
     datalist = {"name": root.name, **sections}
@@ -245,12 +242,6 @@ def write_datalist(
 
 def _sides(**given: list[Item]) -> Sides:
     return {side: given.get(side, []) for side in SIDES}
-
-
-def _cohort(root: Path, sides: Sides, split: dict[str, Any] | None = None) -> Cohort:
-    return Cohort(
-        root, sides["training"], sides["calibration"], sides["test"], validation=sides["validation"], split=split or {}
-    )
 
 
 def _item(image: Path, label: int | None = None, mask: Path | None = None) -> Item:
@@ -372,10 +363,9 @@ def _beside_structural(scans: Sequence[Path]) -> dict[Path, str]:
 def _read_layout(root: Path) -> Sides | None:
     """The sides of a folder with ``train/normal`` or ``train/good``, without patients; ``None`` for other folders."""
     if (root / "train" / "normal").is_dir():
-        training = _labelled(root / "train" / "normal", 0) + _labelled(root / "train" / "abnormal", 1)
-        calibration, validation = (
+        training, calibration, validation = (
             _labelled(root / side / "normal", 0) + _labelled(root / side / "abnormal", 1)
-            for side in ("calibration", "validation")
+            for side in ("train", "calibration", "validation")
         )
         test = _labelled(root / "test" / "normal", 0)
         test += _masked(root / "test" / "abnormal", root / "test" / "masks", "")

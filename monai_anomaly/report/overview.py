@@ -184,7 +184,6 @@ def _draw(
 ) -> Any:
     """The figure: a row for each slice and four columns, every panel placed by hand so that all line up."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -197,7 +196,6 @@ def _draw(
     total_width = _LEFT + 4 * step_x
     total_height = _TOP + len(rows) * step_y + _BOTTOM
     figure = Figure(figsize=(total_width, total_height))
-    FigureCanvasAgg(figure)
 
     def add_panel(column: int, row: int) -> Any:
         left = _LEFT + column * step_x + (step_x - _GAP - panel_width) / 2

@@ -245,6 +245,8 @@ class PublishedSet(Published):
         Raises:
             InputError: with the names there are.
         """
+        if not self.problems:
+            raise self.wrong(self.root, f"holds nothing in the layout of {self.title}")
         if name not in self.problems:
             raise InputError(
                 self.root, f"{self.title} has no problem {name!r}", f"Choose one of {', '.join(self.problems)}."

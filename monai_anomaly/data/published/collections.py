@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from monai_anomaly.io.image_files import natural_key
 
-from .base import Problem, count_notes, find_folder
+from .base import find_folder
 from .layout import FileSet, ImageFile, Sides, files_by_stem, one_class_sides
 
 __all__ = ["BMAD", "MedIAnomaly"]
@@ -24,28 +24,9 @@ class BMAD(FileSet, key="bmad"):
     Patients are known for the brain slices alone, whose names begin with the volume (``00003_60.png``).
     """
 
-    counts: ClassVar[dict[str, int]]
-
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(self._folders())
-
-    def problem(self, name: str) -> Problem:
-        """One set of the collection.
-
-        Args:
-            name: of its folder.
-
-        Raises:
-            InputError: if there is no such set, or a folder of it is missing or empty, or some of its abnormal images
-                have a mask and others none.
-        """
-        self._some()
-        return super().problem(name)
-
-    def _some(self) -> None:
-        if not self.problems:
-            self.there(self.root / "Brain" / "train" / "good")
 
     def _root(self, name: str) -> Path:
         return self._folders()[name]
@@ -62,18 +43,17 @@ class BMAD(FileSet, key="bmad"):
         )
 
     def check(self) -> list[str]:
-        self._some()
-        notes = super().check()
-        for name, folder in self._folders().items():
-            problem = self.problem(name)
-            found = len(self._side(folder, "train/good"))
-            path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
-            for word, count in self.counts.items():
-                if word in path:
-                    notes += count_notes(folder, {"images to train on": (found, count)})
-            if problem.facts["left_out"]:
-                notes.append(f"{folder}: {problem.facts['left_out']} training slices are of test volumes and not used")
-        return notes
+        left_out = {folder: self.problem(name).facts["left_out"] for name, folder in self._folders().items()}
+        return super().check() + [
+            f"{folder}: {count} training slices are of test volumes and not used"
+            for folder, count in left_out.items()
+            if count
+        ]
+
+    def _counts(self, name: str) -> Sequence[int]:
+        folder = self._root(name)
+        path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
+        return next(((count,) for word, count in self.counts.items() if word in path), ())
 
     def _folders(self) -> dict[str, Path]:
         """The sets by name: their folders, which may lie in folders of the archives."""
@@ -129,45 +109,14 @@ class MedIAnomaly(FileSet, key="medianomaly"):
     """
 
     names: ClassVar[tuple[str, ...]]
-    counts: ClassVar[dict[str, tuple[int, int, int]]]
 
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if (self.root / name).is_dir())
 
-    def problem(self, name: str) -> Problem:
-        """One set of the collection.
-
-        Args:
-            name: of its folder.
-
-        Raises:
-            InputError: if there is no such set, or files are missing or not as published.
-        """
-        self._some()
-        return super().problem(name)
-
     def check(self) -> list[str]:
-        self._some()
-        notes = super().check()
         absent = [name for name in self.names if name not in self.problems]
-        if absent:
-            notes.append(f"{self.root}: {', '.join(absent)} not there")
-        for name in self.problems:
-            self.problem(name)
-            sides = self._sides(name)
-            abnormal = sum(file.abnormal for file in sides.test)
-            found = (len(sides.training), len(sides.test) - abnormal, abnormal)
-            if found != self.counts.get(name, found):
-                notes.append(
-                    f"{self.root / name}: {found} images (training, test normal, test abnormal), published are "
-                    f"{self.counts[name]}"
-                )
-        return notes
-
-    def _some(self) -> None:
-        if not self.problems:
-            raise self.wrong(self.root, f"holds none of {', '.join(self.names)}")
+        return super().check() + ([f"{self.root}: {', '.join(absent)} not there"] if absent else [])
 
     def _root(self, name: str) -> Path:
         return self.root / name

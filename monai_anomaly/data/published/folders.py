@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,6 @@ class FolderSet(FileSet, key="folders"):
     """
 
     patient_regex: str | None = None
-    counts: ClassVar[dict[str, int]]  # published, of each of the three folders
 
     def __init__(self, root: str | Path, patient_regex: str | None = None) -> None:
         super().__init__(root)
@@ -76,20 +76,6 @@ class FolderSet(FileSet, key="folders"):
         sides = Sides(files(training), files(cohort.test))
         return sides._replace(facts=patients_fact([*sides.training, *sides.test]))
 
-    def check(self) -> list[str]:
-        problem = self.problem("all")
-        abnormal = int(problem.test.labels.sum())
-        found = {
-            "train/normal": len(problem.training),
-            "test/normal": len(problem.test) - abnormal,
-            "test/abnormal": abnormal,
-        }
-        return super().check() + [
-            note
-            for folder, count in self.counts.items()
-            for note in count_notes(self.root / folder, {"images": (found[folder], count)})
-        ]
-
 
 class Endosome(FolderSet, key="endosome"):
     """Fluorescence microscopy: ring-like endosomes are normal, other patterns abnormal."""
@@ -109,7 +95,6 @@ class _ClassFolders(FileSet):
         return Sides(self._files("train", self.normal), test)
 
     def check(self) -> list[str]:
-        self.problem("all")
         return super().check() + [
             note
             for folder, published in self.counts.items()
@@ -175,7 +160,7 @@ class BrainMRI(FileSet, key="brain_mri"):
     seed: ClassVar[int] = 0
 
     def _sides(self, name: str) -> Sides:
-        files, copies = self._distinct()
+        files, copies = self._distinct
         rng = np.random.default_rng(self.seed)
         normal = rng.permutation([i for i, file in enumerate(files) if not file.abnormal])
         abnormal = rng.permutation([i for i, file in enumerate(files) if file.abnormal])
@@ -185,17 +170,11 @@ class BrainMRI(FileSet, key="brain_mri"):
         return Sides([files[i] for i in sorted(normal[:train])], [files[i] for i in test], facts)
 
     def check(self) -> list[str]:
-        notes = super().check()
-        problem = self.problem("all")
-        if problem.facts["copies_dropped"]:
-            notes.append(f"{self.root}: {problem.facts['copies_dropped']} images are copies of others and not used")
-        sides = {
-            "images to train on": len(problem.training),
-            "images normal to test": int((problem.test.labels == 0).sum()),
-            "images abnormal to test": int(problem.test.labels.sum()),
-        }
-        return notes + count_notes(self.root, {what: (n, self.most) for what, n in sides.items()}, "ProxyAno has")
+        copies = self._distinct[1]
+        dropped = [f"{self.root}: {copies} images are copies of others and not used"] if copies else []
+        return super().check() + dropped
 
+    @cached_property
     def _distinct(self) -> tuple[list[ImageFile], int]:
         """Images that differ, and how many copies there are besides."""
         first: dict[str, ImageFile] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -19,8 +18,6 @@ __all__ = ["BTAD", "MVTecAD", "VisA"]
 class _Inspection(FileSet):
     """What the three sets share: categories with normal training images and a marked test side."""
 
-    # Category -> number of training images, normal test images, abnormal ones.
-    published: ClassVar[dict[str, tuple[int, int, int]]]
     apart = False
     _category = ""  # where the folder is one category's: its name
 
@@ -30,33 +27,23 @@ class _Inspection(FileSet):
 
     def _sides(self, name: str) -> Sides:
         training, test = self._cases(name)
-        without = _without_mask(test)
+        without = sum(file.abnormal and file.mask is None for file in test)
         return Sides(training, test, {"abnormal_without_mask": without} if without else {})
 
     def check(self) -> list[str]:
         notes = super().check()
         if self._category:
             notes.append(f"{self.root / self._category}: a part of the set: one category")
-        elif absent := [name for name in self.published if name not in self.problems]:
+        elif absent := [name for name in self.counts if name not in self.problems]:
             notes.append(f"{self.root}: a part of the set: no {', '.join(absent)}")
+        notes += [f"{name}: is no published category" for name in self.problems if name not in self.counts]
         for name in self.problems:
-            training, test = self._cases(name)
-            abnormal = sum(file.abnormal for file in test)
-            found = (len(training), len(test) - abnormal, abnormal)
-            if name not in self.published:
-                notes.append(f"{name}: is no published category")
-            elif found != self.published[name]:
-                expected = " + ".join(map(str, self.published[name]))
-                notes.append(
-                    f"{name}: {' + '.join(map(str, found))} images (training + normal + abnormal), not {expected}"
-                )
-            if without := _without_mask(test):
+            _, test, facts = self._sides(name)
+            if facts:
+                abnormal = sum(file.abnormal for file in test)
+                without = facts["abnormal_without_mask"]
                 notes.append(f"{name}: {without} of {abnormal} abnormal images have no mask, so none are used")
         return notes
-
-
-def _without_mask(files: Sequence[ImageFile]) -> int:
-    return sum(file.abnormal and file.mask is None for file in files)
 
 
 class _Folders(_Inspection):
@@ -78,7 +65,7 @@ class _Folders(_Inspection):
         if self._category:
             return (self._category,)
         found = {path.parent.parent.name for path in self.root.glob(f"*/train/{self.normal}") if path.is_dir()}
-        return (*(name for name in self.published if name in found), *sorted(found - self.published.keys()))
+        return (*(name for name in self.counts if name in found), *sorted(found - self.counts.keys()))
 
     def _cases(self, name: str) -> tuple[list[ImageFile], list[ImageFile]]:
         folder = self.root / name
