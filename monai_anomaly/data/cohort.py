@@ -27,7 +27,7 @@ from monai_anomaly.io.untrusted import refuse_damage
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "write_datalist"]
+__all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "relative_item", "write_datalist"]
 
 Item = dict[str, Any]
 Sides = dict[str, list[Item]]
@@ -234,7 +234,7 @@ def write_datalist(
         sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed, keys)
     check_cohort(Cohort(root, **sides, split={}), root)
     written = [side for side in SIDES if sides[side] or side != "validation"]
-    sections = {side: [_relative(item, output.parent) for item in sides[side]] for side in written}
+    sections = {side: [relative_item(item, output.parent) for item in sides[side]] for side in written}
     datalist = {"name": root.name, **sections}
     write_json(output, datalist)
     return datalist
@@ -644,7 +644,7 @@ def _check_content(sides: Sides, source: Path) -> None:
         warnings.warn(f"{source}: {len(pairs)} images of {side} are copies of others ({pairs[0]}).", stacklevel=4)
 
 
-def _relative(item: Item, folder: Path) -> Item:
+def relative_item(item: Item, folder: Path) -> Item:
     """An item as it is written: paths relative to the datalist, no empty mask."""
 
     def shorten(path: str) -> str:
@@ -655,8 +655,5 @@ def _relative(item: Item, folder: Path) -> Item:
 
     image = item["image"]
     written = {**item, "image": shorten(image) if isinstance(image, str) else [shorten(path) for path in image]}
-    if item["mask"] is None:
-        del written["mask"]
-    else:
-        written["mask"] = shorten(item["mask"])
-    return written
+    mask = written.pop("mask", None)
+    return written if mask is None else {**written, "mask": shorten(mask)}

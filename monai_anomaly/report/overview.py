@@ -13,14 +13,14 @@ from monai_anomaly.io.atomic import atomic_path
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["ScanView", "draw_overview", "gray_or_colour"]
+__all__ = ["WINDOW_PERCENTILES", "ScanView", "draw_overview", "gray_or_colour"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 # Rows nearer to each other than a common clinical slice thickness would show the same finding again.
 _ROW_DISTANCE_MM = 5.0
 # Window of the gray images: the usual percentiles against single bright voxels.
-_WINDOW_PERCENTILES = (0.5, 99.5)
+WINDOW_PERCENTILES = (0.5, 99.5)
 # The page, in inches: a panel's long side, margins that hold title, row labels and colour bar, and the least
 # cell that holds a column's title and a row's label.
 _PANEL_INCHES = 2.5
@@ -153,7 +153,7 @@ def gray_or_colour(scan: np.ndarray, restoration: np.ndarray, picture: bool) -> 
     """Both images in [0, 1] by the scan's window: (X, Y, Z), or (X, Y, Z, 3) for a colour image."""
     colour = picture and len(scan) == 3
     shown = [np.moveaxis(array, 0, -1) if colour else array[0] for array in (scan, restoration)]
-    low, high = np.percentile(shown[0], (0, 100) if picture else _WINDOW_PERCENTILES)
+    low, high = np.percentile(shown[0], (0, 100) if picture else WINDOW_PERCENTILES)
     width = max(float(high - low), np.finfo(np.float32).tiny)
     image, restored = (np.clip((array - low) / width, 0.0, 1.0) for array in shown)
     return image, restored

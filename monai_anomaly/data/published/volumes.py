@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from monai_anomaly.data.cohort import load_cohort, write_datalist
+from monai_anomaly.data.cohort import load_cohort, relative_item, write_datalist
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import natural_key
 from monai_anomaly.io.load import NIFTI_SUFFIXES, read_voxels, scan_suffix
@@ -77,15 +77,8 @@ class PublishedCohort(Published):
             lesion = bool((read_voxels(outline).array > 0).any())
             match = re.fullmatch(self.cases, folder.name)
             assert match is not None
-            item: dict[str, Any] = {
-                "case": folder.name,
-                "image": str(image),
-                "patient": match[1],
-                "label": int(lesion),
-            }
-            if lesion:
-                item["mask"] = str(outline)
-            items.append(item)
+            item = {"case": folder.name, "image": str(image), "patient": match[1], "label": int(lesion)}
+            items.append({**item, "mask": str(outline)} if lesion else item)
         return items
 
     def write_datalist(
@@ -128,9 +121,7 @@ class PublishedCohort(Published):
                 test_fraction=test_fraction,
                 seed=seed,
             )
-        for item in items:
-            paths = {key: Path(os.path.relpath(item[key], output.parent)).as_posix() for key in item.keys() & _PATHS}
-            datalist["test"].append({**item, **paths})
+        datalist["test"] += [relative_item(item, output.parent) for item in items]
         datalist["name"] = self.key
         write_json(output, datalist)
         try:
@@ -177,9 +168,6 @@ class PublishedCohort(Published):
             problem = f"has {len(found) or 'no'} {what}" + (f" ({', '.join(p.name for p in found)})" if found else "")
             raise InputError(folder, problem, "Fetch the case again." if not found else "Leave one of them.")
         return found[0]
-
-
-_PATHS = {"image", "mask"}
 
 
 class BraTSCohort(PublishedCohort, key="brats"):
