@@ -5,12 +5,28 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-__all__ = ["InputError", "is_plain"]
+__all__ = ["InputError", "check_choice", "is_plain"]
 
 
 def is_plain(character: str) -> bool:
     """Whether a character is no control character and no undecodable byte (a lone surrogate)."""
     return unicodedata.category(character) not in ("Cc", "Cs")
+
+
+def check_choice(name: str, value: object, *known: object) -> None:
+    """Reject a setting that is none of those known.
+
+    Args:
+        name: of the setting.
+        value: that was given.
+        known: what it can be.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if value not in known:
+        *others, last = map(repr, known)
+        raise ValueError(f"{name} is {', '.join(others)} or {last}, got {value!r}")
 
 
 class InputError(ValueError):

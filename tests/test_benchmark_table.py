@@ -51,8 +51,8 @@ def result(problem: str, seed: int, auroc: float | None, method: str = "m", **ch
 def test_cells_are_means_and_spreads_beside_the_papers() -> None:
     rows = [result("10", 0, 0.95), result("10", 1, 0.91), result("2", 0, 0.801), result("2", 1, 0.801)]
     (table,) = build_tables(rows, FIGURES)
-    assert table.columns == ("10", "2", "mean")  # the paper's order
-    cells = table.rows[0].cells
+    assert list(table.rows["m"]) == ["10", "2", "mean"]  # the paper's order
+    cells = table.rows["m"]
     assert cells["10"].mean == pytest.approx(93.0)
     assert cells["10"].sd == pytest.approx(statistics.stdev([95.0, 91.0]))
     assert cells["10"].mark == "ahead"  # 3 points, the spread is 2.8
@@ -66,7 +66,7 @@ def test_cells_are_means_and_spreads_beside_the_papers() -> None:
 
 def test_the_mean_of_a_part_is_not_held_against_the_papers() -> None:
     (table,) = build_tables([result("10", 0, 0.95)], FIGURES)
-    cell = table.rows[0].cells["mean"]
+    cell = table.rows["m"]["mean"]
     assert cell.mean == pytest.approx(95.0)
     assert (cell.paper, cell.mark) == (None, None)
 
@@ -74,10 +74,10 @@ def test_the_mean_of_a_part_is_not_held_against_the_papers() -> None:
 def test_what_is_missing_says_why() -> None:
     rows = [result("10", 0, 0.95), result("2", 0, None), result("10", 0, 0.5, "n")]
     (table,) = build_tables(rows, FIGURES)
-    m, n = table.rows
-    assert m.cells["2"].reason == "no abnormal image"
-    assert n.cells["2"].reason == "not run"
-    assert m.cells["mean"].mean is None
+    m, n = table.rows.values()
+    assert m["2"].reason == "no abnormal image"
+    assert n["2"].reason == "not run"
+    assert m["mean"].mean is None
     text = render([table])
     assert "nan" not in text.lower().replace("ahead", "")
     assert "No figure of m & co 2: no abnormal image." in text
@@ -155,7 +155,7 @@ def test_marks_are_of_one_mind(mean: float, sd: float, paper: float, seeds: int)
 def test_an_unstable_method_is_not_even_by_its_spread() -> None:
     rows = [result("10", seed, value) for seed, value in enumerate((0.2, 0.9))]
     (table,) = build_tables(rows, FIGURES)
-    assert table.rows[0].cells["10"].mark == "behind"
+    assert table.rows["m"]["10"].mark == "behind"
 
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

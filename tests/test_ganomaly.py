@@ -301,7 +301,7 @@ def test_a_discriminator_that_has_won_starts_anew(threshold: float, restarts: bo
         ((1, 3, 16, 16), "1 input channel"),
         ((1, 1, 16), "2-D"),
         ((1, 1, 24, 16), "multiples of 16"),
-        ((1, 1, 32, 32), "sides of 16"),
+        ((1, 1, 32, 32), r"\[16, 16\]"),
     ],
 )
 def test_unfit_input_is_refused(shape: tuple[int, ...], message: str) -> None:

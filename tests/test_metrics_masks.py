@@ -76,7 +76,7 @@ def test_every_figure_is_counted_out(scans: list[dict[str, Any]]) -> None:
     lesions = [(scan, part) for scan in known for part in flooded(scan["reference"])]
     found = [any(scan["mask"][place] for place in part) for scan, part in lesions]
     assert (got["num_lesions"], got["num_lesions_found"]) == (len(lesions), sum(found))
-    assert got["lesion_sensitivity"] == share(sum(found), len(lesions))
+    assert got["lesions_found"] == share(sum(found), len(lesions))
     assert set(got["lesion"]) == {scan["kind"] for scan in known}
     for kind, metrics in got["lesion"].items():
         own = [scan for scan in known if scan["kind"] == kind]
@@ -89,7 +89,7 @@ def test_every_figure_is_counted_out(scans: list[dict[str, Any]]) -> None:
             assert metrics["size_classes"]["small"]["lesions"] == len(small)
             assert metrics["sensitivity_by_size"]["small"] == share(sum(small), len(small))
 
-    names = ("dice", "sensitivity", "fpr", "precision", "normal_patients_flagged", "lesion_sensitivity")
+    names = ("dice", "sensitivity", "fpr", "precision", "normal_patients_flagged", "lesions_found")
     assert set(got["undefined"]) == {name for name in names if got[name] is None}
     assert all(got["undefined"].values())
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monai_anomaly.metrics import (
+    CohortFigures,
+    Thresholds,
     bootstrap_intervals,
-    by_group,
     decision_metrics,
     image_metrics,
     mean_and_spread,
@@ -156,24 +157,23 @@ def test_patient_level_refuses_what_does_not_fit() -> None:
 
 
 def test_groups_are_measured_apart_at_one_threshold() -> None:
-    rows = [
-        {"label": 0, "anomaly_score": 0.1, "patient": "p1", "site": "A"},
-        {"label": 1, "anomaly_score": 0.9, "patient": "p2", "site": "A"},
-        {"label": 1, "anomaly_score": 0.2, "patient": "p2", "site": "A"},
-        {"label": 0, "anomaly_score": 0.6, "patient": "p3", "site": "B"},
-        {"label": None, "anomaly_score": 0.6, "patient": None, "site": ""},
-    ]
-    got = by_group(rows, "site", threshold=0.5)
-    assert list(got) == ["A", "B", "not stated"]
-    assert (got["A"]["num_scans"], got["A"]["num_patients"], got["A"]["auroc"]) == (3, 2, 1.0)
-    assert got["A"]["decision"]["sensitivity"] == 0.5
-    assert got["B"]["auroc"] is None
-    assert got["B"]["decision"]["specificity"] == 0.0
-    assert got["not stated"]["num_patients"] is None
-    for group in got.values():
-        checked(group)
-    assert by_group(rows, "scanner") == {}
-    assert by_group([], "site") == {}
+    figures = CohortFigures({"m": Thresholds(0.5)})
+    for patient, label, score, site in (
+        ("p1", 0, 0.1, "A"),
+        ("p2", 1, 0.9, "A"),
+        ("p2", 1, 0.2, "A"),
+        ("p3", 0, 0.6, "B"),
+        ("p4", None, 0.6, ""),
+    ):
+        figures.add({"patient": patient, "label": label, "site": site}, {"m": score}, {}, None)
+    table = figures.compute()
+    groups = [row.group for row in table.where(level="image", metric="num_patients")]
+    assert groups == ["", "site: A", "site: B", "site: not stated"]
+    assert table.value("m", "image", "num_patients", "site: A") == 2
+    assert table.value("m", "image", "auroc", "site: A") == 1.0
+    assert table.value("m", "image", "sensitivity", "site: A") == 0.5
+    assert table.value("m", "image", "auroc", "site: B") is None
+    assert table.value("m", "image", "specificity", "site: B") == 0.0
 
 
 def cohort(seed: int = 0, patients: int = 30) -> tuple[list[str], list[int], list[float]]:

@@ -451,8 +451,8 @@ def test_endosome_counts(tmp_path):
     make_folders(tmp_path, masks=False)
     notes = Endosome(tmp_path).check()
     assert len(notes) == 3
-    assert "4 images, published are 165" in notes[0]
-    assert "4 images, published are 366" in notes[2]
+    assert "4 images to train on, published are 165" in notes[0]
+    assert "4 abnormal images to test, published are 366" in notes[2]
 
 
 def make_oct(root: Path) -> None:
@@ -696,7 +696,7 @@ def test_bmad(tmp_path):
 
 
 def test_bmad_says_what_is_wrong(tmp_path):
-    with pytest.raises(InputError, match="train/good: is missing"):
+    with pytest.raises(InputError, match="holds nothing in the layout of BMAD"):
         BMAD(tmp_path).problem("Brain")
     make_bmad(tmp_path)
     brain = tmp_path / "Brain_AD/BraTS2021_slice/test"
@@ -757,11 +757,11 @@ def test_medianomaly(tmp_path):
     notes = published.check()
     assert any("has 10 bytes, the published one 70262263" in note for note in notes)
     assert any("VinCXR, BrainTumor, LAG not there" in note for note in notes)
-    assert any("(2, 1, 2) images" in note for note in notes)
+    assert "RSNA: 2 images to train on, published are 3851" in notes
 
 
 def test_medianomaly_says_what_is_wrong(tmp_path):
-    with pytest.raises(InputError, match="holds none of RSNA"):
+    with pytest.raises(InputError, match="holds nothing in the layout of MedIAnomaly"):
         MedIAnomaly(tmp_path).problem("RSNA")
     make_medianomaly(tmp_path)
     (tmp_path / "RSNA/images/d.png").unlink()

@@ -130,7 +130,7 @@ def test_too_few_images_are_refused(number: int) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((1, 1, 6, 6), "statistics are of images"), ((1, 2, 6, 5), "1 input channel"), ((1, 1, 6), "2-D")],
+    [((1, 1, 6, 6), "made for images of"), ((1, 2, 6, 5), "1 input channel"), ((1, 1, 6), "2-D")],
 )
 def test_unfit_images_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

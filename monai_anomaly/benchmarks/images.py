@@ -253,6 +253,11 @@ class ImageSetDataset(Dataset):
             return {"image": self.images[indices], "proxy": self.proxies[indices]}
         return [self[index] for index in indices]
 
+    def scans(self) -> Iterator[Tensor]:
+        """All images at once, where there are any; see ``SliceDataset.scans``."""
+        if len(self.images):
+            yield self.images
+
     def _donor(self, index: int) -> int:
         if self.donors == "same":
             return index

@@ -29,11 +29,9 @@ from monai_anomaly.engines import StageTrainer
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.weights import fitting_weights, read_weights
 from monai_anomaly.networks import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks.frozen_encoder import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["CoresetPeer", "FeaturePeer", "FeaturePeerTrainer", "random_backbones"]
-
-# Of the images that the encoders were trained on; anomalib's own pre-processing.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _from_anomalib(path: str) -> Any:
@@ -110,8 +108,9 @@ class _Peer(AnomalyDetector):
                     f"its weights cannot be downloaded ({reason})",
                     "Without a network pass a file in torchvision's format as weights.",
                 ) from error
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None])
+        # anomalib's own pre-processing
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None])
         self.mean: Tensor
         self.std: Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ __all__ = ["KINDS", "draw"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "osD^vPX*"
-
-_NORMAL, _ABNORMAL = "#0072B2", "#D55E00"
 
 
 def draw(folder: Path, results: Sequence[Mapping[str, Any]], kind: str, out: Path | None = None) -> list[Path]:
@@ -103,10 +101,7 @@ def _roc_figure(grid: np.ndarray, lines: Mapping[str, np.ndarray], title: str) -
 def _montage(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
     """Of each unit the most normal and the most anomalous test images, those of the normal class above."""
     figures = {}
-    for row in results:
-        shown = _shown(folder, row)
-        if shown is None:
-            continue
+    for row, shown in _shown(folder, results):
         lines = {}
         for label, name in ((0, "normal"), (1, "abnormal")):
             places = np.flatnonzero(shown["labels"] == label)
@@ -135,10 +130,7 @@ def _montage(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
 def _maps(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
     """Of each unit input, mask, restoration and map of its most anomalous and its most normal images."""
     figures = {}
-    for row in results:
-        shown = _shown(folder, row)
-        if shown is None:
-            continue
+    for row, shown in _shown(folder, results):
         order = np.argsort(shown["scores"], kind="stable")
         abnormal = [i for i in order[::-1] if shown["labels"][i]][:4]
         chosen = [*abnormal, *[i for i in order if not shown["labels"][i]][:2]]
@@ -275,19 +267,9 @@ def _area(folder: Path, results: list[Mapping[str, Any]]) -> _Figures:
             continue
         abnormal = saved["labels"] == 1
         figure, (panel,) = _figure(1, (4.8, 3.8))
-        for chosen, name, colour, marker in (
-            (~abnormal, "normal", _NORMAL, "o"),
-            (abnormal, "abnormal", _ABNORMAL, "^"),
-        ):
-            panel.scatter(
-                100 * saved["areas"][chosen],
-                saved["scores"][chosen],
-                s=14,
-                c=colour,
-                marker=marker,
-                label=name,
-                alpha=0.7,
-            )
+        for i, (chosen, name) in enumerate(((~abnormal, "normal"), (abnormal, "abnormal"))):
+            look: dict[str, Any] = {"c": _COLOURS[i], "marker": "o^"[i], "s": 14, "alpha": 0.7}
+            panel.scatter(100 * saved["areas"][chosen], saved["scores"][chosen], label=name, **look)
         panel.set(xlabel="area of the mask, % of the image", ylabel="anomaly score")
         title = _title(row)
         areas, scores = saved["areas"][abnormal], saved["scores"][abnormal]
@@ -319,33 +301,38 @@ def _by(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[tuple[str, ...],
 
 
 def _scores(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    path = folder / "scores" / f"{row['unit']}.npz"
-    if not path.is_file():
+    found = _saved(folder / "scores", row)
+    if found is None:
+        path = folder / "scores" / f"{row['unit']}.npz"
         raise InputError(path, "is missing, the curves are drawn from it", "Copy the folder scores with the results.")
-    return _loaded(path)
+    return found
 
 
-def _shown(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    path = folder / "shown" / f"{row['unit']}.npz"
-    if not path.is_file():
-        return None
-    return _loaded(path)
+def _shown(
+    folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], dict[str, np.ndarray]]]:
+    """The units that left images, with these."""
+    for row in rows:
+        if (found := _saved(folder / "shown", row)) is not None:
+            yield row, found
 
 
-def _loaded(path: Path) -> dict[str, np.ndarray]:
+def _saved(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """What a unit left in a folder; None where there is nothing."""
+    path = folder / f"{row['unit']}.npz"
     try:
         with np.load(path, allow_pickle=False) as saved:
             return dict(saved)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(path, f"cannot be read ({error})", "Delete it and run the unit again.") from error
 
 
 def _figure(panels: int, size: tuple[float, float], rows: int = 1) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, panels // rows, squeeze=False).flat)
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.lock import folder_lock
 
 __all__ = ["claim", "process_share", "wait_for_other_ranks"]
 
 _SHARE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-
-# A claim whose owner gave no sign of life for so long is free; owners touch theirs far more often.
-_STALE_SECONDS = 600.0
-_TOUCH_SECONDS = 30.0
 
 
 def process_share() -> tuple[int, int, int]:
@@ -50,72 +43,19 @@ def wait_for_other_ranks() -> None:
 
 
 @contextmanager
-def claim(folder: Path, unit: str) -> Iterator[bool]:
+def claim(folder: Path) -> Iterator[bool]:
     """Take a unit for this process, if no living one has it.
 
-    A claim is a file that exactly one process can make. The next generation of a claim whose owner is gone can be made
-    by exactly one process too, so that nothing is ever taken from an owner by removing its file.
-
     Args:
-        folder: of the claims, shared by the processes.
-        unit: its name.
+        folder: of the unit.
 
     Yields:
         Whether it is ours until the block ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = sorted(folder.glob(f"{unit}.*.claim"), key=_generation)
-    if taken and _alive(taken[-1]):
-        yield False
-        return
-    own = folder / f"{unit}.{_generation(taken[-1]) + 1 if taken else 0}.claim"
-    try:
-        handle = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        yield False
-        return
-    with os.fdopen(handle, "w") as file:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-    done = threading.Event()
-    keeper = threading.Thread(target=_keep_alive, args=(own, done), daemon=True)
-    keeper.start()
-    try:
-        yield True
-    finally:
-        done.set()
-        keeper.join()
-        for path in [*taken, own]:
-            path.unlink(missing_ok=True)
-
-
-def _generation(path: Path) -> int:
-    return int(path.name.split(".")[-2])
-
-
-def _keep_alive(path: Path, done: threading.Event) -> None:
-    while not done.wait(_TOUCH_SECONDS):
+    with ExitStack() as held:
         try:
-            os.utime(path)
-        except OSError:  # the folder is gone or away for a moment; the run itself will say so
-            continue
-
-
-def _alive(path: Path) -> bool:
-    """Whether the owner of a claim may still be at work."""
-    try:
-        age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except FileNotFoundError:
-        return False
-    except json.JSONDecodeError:
-        return age < _STALE_SECONDS
-    if age > _STALE_SECONDS:
-        return False
-    if owner.get("host") == socket.gethostname() and "pid" in owner:
-        try:
-            os.kill(int(owner["pid"]), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-    return True
+            held.enter_context(folder_lock(folder, ".claim"))
+            ours = True
+        except InputError:
+            ours = False
+        yield ours

@@ -139,12 +139,12 @@ class BenchmarkRun:
             suite.method(method)
         self.seeds, self.device = list(seeds), checked_device(device)
         self.data, self.download = dict(data or {}), download
-        for name in sets or ():
-            if name not in suite.sets:
-                raise InputError("--sets", f"the suite {suite.key} has no set {name!r}", f"It has {_list(suite.sets)}.")
-        for name in self.data:
-            if name and name not in suite.sets:
-                raise InputError("--data", f"the suite {suite.key} has no set {name!r}", f"It has {_list(suite.sets)}.")
+        for option, names in (("--sets", sets or ()), ("--data", self.data)):
+            for name in names:
+                if name and name not in suite.sets:
+                    raise InputError(
+                        option, f"the suite {suite.key} has no set {name!r}", f"It has {_list(suite.sets)}."
+                    )
         self.sets, self.all_sets = list(suite.sets if sets is None else sets), sets is None
         self.problem_names, self.extra = problems, dict(options or {})
         self.track_auroc, self.progress = track_auroc, progress
@@ -203,7 +203,7 @@ class BenchmarkRun:
             if self._is_done(unit):
                 outcome.skipped.append(unit.name)
                 continue
-            with claim(self.out / "claims", unit.name) as ours:
+            with claim(self.out / "units" / unit.name) as ours:
                 if not ours:
                     outcome.elsewhere.append(unit.name)
                     continue

@@ -11,6 +11,7 @@ import torch
 
 from monai_anomaly.calibration import least_normals
 from monai_anomaly.data.published import ImageSet
+from monai_anomaly.engines.inferer import device_of
 from monai_anomaly.io.atomic import atomic_path
 from monai_anomaly.metrics import (
     PixelMetrics,
@@ -53,7 +54,7 @@ def calibrate_images(network: AnomalyDetector, reader: ImageSetReader, pictures:
         reader: of its images.
         images: the calibration normals; each group counts once.
     """
-    device = _device(network)
+    device = device_of(network)
     items: dict[str, list[float]] = {}
     maxima: dict[str, float] = {}
     names = iter(groups_of(pictures))
@@ -79,7 +80,7 @@ def score_images(
         images: the test side.
         pixels: measure the maps too, where the set has masks.
     """
-    device = _device(network)
+    device = device_of(network)
     scores: list[float] = []
     metrics = PixelMetrics() if pixels and pictures.read_mask is not None else None
     areas: list[float] = []
@@ -191,8 +192,7 @@ def save_scores(path: Path, found: TestScores, pictures: ImageSet) -> None:
     }
     if found.areas is not None:
         columns["areas"] = found.areas
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+    _save(path, columns)
 
 
 @torch.no_grad()
@@ -215,7 +215,7 @@ def save_shown(
         ranked = places[np.argsort(scores[places], kind="stable")]
         chosen += dict.fromkeys([*ranked[:count].tolist(), *ranked[::-1][:count].tolist()])
     part = pictures.take(chosen)
-    device = _device(network)
+    device = device_of(network)
     images, maps, restorations = [], [], []
     for batch in image_batches(part, reader):
         output = network.detect(batch.to(device))
@@ -235,6 +235,10 @@ def save_shown(
     if part.read_mask is not None:
         size = columns["maps"].shape[1:]
         columns["masks"] = np.stack([mask_of(part, i, size) for i in range(len(part))])
+    _save(path, columns)
+
+
+def _save(path: Path, columns: dict[str, np.ndarray]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]
 
@@ -242,9 +246,3 @@ def save_shown(
 def _bytes(images: torch.Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [0, 1] as (B, H, W, C), uint8."""
     return (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
-
-
-def _device(network: AnomalyDetector) -> torch.device:
-    for tensor in (*network.parameters(), *network.buffers()):
-        return tensor.device
-    return torch.device("cpu")

@@ -8,21 +8,20 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.image_files import natural_key
 from monai_anomaly.metrics import mean_and_spread
 
 __all__ = [
     "FORMATS",
     "Cell",
     "ResultTable",
-    "TableRow",
     "build_tables",
     "compare",
     "paper_figures",
@@ -51,69 +50,64 @@ _PART = "‡ a part of the images."
 _OTHER_SCALE = "Scale {} is not the paper's schedule."
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A figure of a method.
-
-    Attributes:
-        mean: over the seeds, in percent; None where no run has it.
-        sd: over the seeds; None for a single one.
-        seeds: that it is of.
-        paper: the paper's figure, in percent, or None.
-        mark: ``ahead``, ``even``, ``behind``, or None where there is nothing to compare.
-        reason: why there is no figure; empty where there is one.
-    """
-
-    mean: float | None
-    sd: float | None
-    seeds: int
-    paper: float | None = None
-    mark: str | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A method.
-
-    Attributes:
-        method: its key.
-        title: its name.
-        cells: by column.
-        under_trained: whether any of its runs was stopped while it still improved.
-        whole: whether all its runs had all images.
-        source: the table and paper that its figures are of, such as ``Table 2 of DDR-ID``, or empty.
-    """
-
-    method: str
-    title: str
-    cells: Mapping[str, Cell]
-    under_trained: bool
-    whole: bool
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """One metric of one set at one scale.
+class Cell(NamedTuple):
+    """A figure of a method: a line of the CSV.
 
     Attributes:
         suite: that was run.
         scale: that it was run at.
         set: of the images.
         metric: such as ``image.auroc``.
-        columns: the problems, and ``mean``.
-        rows: the methods.
-        notes: what was left out, and why.
+        method: its key.
+        title: its name.
+        problem: or ``mean``.
+        mean: over the seeds, in percent; None where no run has it.
+        sd: over the seeds; None for a single one.
+        seeds: that it is of.
+        paper: the paper's figure, in percent, or None.
+        source: the table and paper that it is of, such as ``Table 2 of DDR-ID``; empty without one.
+        mark: ``ahead``, ``even``, ``behind``, or None where there is nothing to compare.
+        under_trained: whether any of the method's runs was stopped while it still improved.
+        whole: whether all its runs had all images.
+        reason: why there is no figure; empty where there is one.
     """
 
     suite: str
     scale: str
     set: str
     metric: str
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...] = field(default=())
+    method: str
+    title: str
+    problem: str
+    mean: float | None
+    sd: float | None
+    seeds: int
+    paper: float | None
+    source: str
+    mark: str | None
+    under_trained: bool
+    whole: bool
+    reason: str
+
+
+class ResultTable(NamedTuple):
+    """One metric of one set at one scale.
+
+    Attributes:
+        cells: method by method.
+        notes: what was left out, and why.
+    """
+
+    cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> dict[str, dict[str, Cell]]:
+        """By method its cells, by problem; the last is the mean."""
+        rows: dict[str, dict[str, Cell]] = {}
+        for cell in self.cells:
+            rows.setdefault(cell.method, {})[cell.problem] = cell
+        return rows
 
 
 @cache
@@ -209,28 +203,33 @@ def _table(
     order = [str(problem) for figure in figures for problem in figure.get("problems") or ()]
     present = {row["problem"] for row in part}
     problems = [problem for problem in dict.fromkeys(order) if problem in present]
-    problems += sorted(present - set(problems), key=_natural)
-    rows = []
+    problems += sorted(present - set(problems), key=natural_key)
+    cells = []
     for method in dict.fromkeys(row["method"] for row in part):
         runs = [row for row in part if row["method"] == method]
         figure = next((f for f in figures if method in f["rows"]), None)
         theirs = _theirs(figure, method)
-        cells = {
-            problem: _cell([_value(row, metric) for row in runs if row["problem"] == problem], theirs.get(problem))
+        found = {
+            problem: _figures([_value(row, metric) for row in runs if row["problem"] == problem], theirs.get(problem))
             for problem in problems
         }
-        cells["mean"] = _mean_cell(runs, metric, problems, figure, theirs)
-        rows.append(
-            TableRow(
+        found["mean"] = _mean_figures(runs, metric, problems, figure, theirs)
+        source = "" if figure is None else f"{figure['table']} of {_PAPERS.get(figure['paper'], figure['paper'])}"
+        cells += [
+            Cell(
+                *key,
+                metric,
                 method,
                 runs[-1]["table"]["title"],
-                cells,
-                any(row["under_trained"] for row in runs),
-                all(row["pictures"]["whole"] for row in runs),
-                "" if figure is None else f"{figure['table']} of {_PAPERS.get(figure['paper'], figure['paper'])}",
+                problem,
+                **figures,
+                source="" if figures["paper"] is None else source,
+                under_trained=any(row["under_trained"] for row in runs),
+                whole=all(row["pictures"]["whole"] for row in runs),
             )
-        )
-    return ResultTable(*key, metric, (*problems, "mean"), tuple(rows), notes)
+            for problem, figures in found.items()
+        ]
+    return ResultTable(tuple(cells), notes)
 
 
 def _theirs(figure: Mapping[str, Any] | None, method: str) -> dict[str, float]:
@@ -256,23 +255,28 @@ def _value(row: Mapping[str, Any], metric: str) -> tuple[float | None, str]:
     return 100.0 * value, ""
 
 
-def _cell(values: Sequence[tuple[float | None, str]], paper: float | None) -> Cell:
-    if not values:
-        return Cell(None, None, 0, paper, None, "not run")
+def _figures(values: Sequence[tuple[float | None, str]], paper: float | None) -> dict[str, Any]:
+    """What a cell says of the values of the runs, each with why it has none."""
     found = mean_and_spread([value for value, _ in values])
-    if found["mean"] is None:
-        return Cell(None, None, 0, paper, None, values[0][1])
-    mark = None if paper is None else compare(found["mean"], found["sd"], paper, found["n"])
-    return Cell(found["mean"], found["sd"], found["n"], paper, mark)
+    reason = "" if found["mean"] is not None else values[0][1] if values else "not run"
+    mark = None if reason or paper is None else compare(found["mean"], found["sd"], paper, found["n"])
+    return {
+        "mean": found["mean"],
+        "sd": found["sd"],
+        "seeds": found["n"],
+        "paper": paper,
+        "mark": mark,
+        "reason": reason,
+    }
 
 
-def _mean_cell(
+def _mean_figures(
     runs: Sequence[Mapping[str, Any]],
     metric: str,
     problems: Sequence[str],
     figure: Mapping[str, Any] | None,
     theirs: Mapping[str, float],
-) -> Cell:
+) -> dict[str, Any]:
     """The mean over the problems: of each seed first, so that the spread is that of the mean."""
     by_seed: dict[int, dict[str, float | None]] = {}
     for row in runs:
@@ -283,11 +287,11 @@ def _mean_cell(
         if set(found) == set(problems) and None not in found.values()
     ]
     if not complete:
-        return Cell(None, None, 0, theirs.get("mean"), None, "no seed has all problems")
+        return _figures([(None, "no seed has all problems")], theirs.get("mean"))
     # The paper's mean is over all its problems: that of a part is no match for it.
     count = 0 if figure is None else figure.get("count") or len(figure.get("problems") or ())
     paper = theirs.get("mean") if count == len(problems) else None
-    return _cell([(sum(values) / len(values), "") for values in complete], paper)
+    return _figures([(sum(values) / len(values), "") for values in complete], paper)
 
 
 def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
@@ -307,18 +311,18 @@ def render(tables: Sequence[ResultTable], form: str = "markdown") -> str:
 
 def _shown(table: ResultTable) -> tuple[str, ...]:
     """The columns for readers: the mean of a single problem repeats it, unless the paper gives the mean alone."""
-    if len(table.columns) != 2:
-        return table.columns
-    problem, mean = table.columns
-    papers_mean = any(row.cells[mean].paper is not None and row.cells[problem].paper is None for row in table.rows)
-    return (mean,) if papers_mean else (problem,)
+    rows = list(table.rows.values())
+    if len(rows[0]) != 2:
+        return tuple(rows[0])
+    problem, mean = rows[0]
+    return (mean,) if any(row[mean].paper is not None and row[problem].paper is None for row in rows) else (problem,)
 
 
 def _side_by_side(tables: Sequence[ResultTable]) -> list[list[ResultTable]]:
     """Tables of one problem that differ in the metric alone, together."""
 
     def key(table: ResultTable) -> tuple[Any, ...]:
-        return table.suite, table.scale, table.set, _shown(table), [row.method for row in table.rows]
+        return *table.cells[0][:3], _shown(table), list(table.rows)
 
     groups: list[list[ResultTable]] = []
     for table in tables:
@@ -333,10 +337,10 @@ def _markdown(tables: Sequence[ResultTable]) -> str:
     parts = []
     for group in _side_by_side(tables):
         first, columns = group[0], _shown(group[0])
-        headings = columns if len(group) == 1 else [table.metric.replace(".", " ") for table in group]
+        headings = columns if len(group) == 1 else [table.cells[0].metric.replace(".", " ") for table in group]
         lines = [f"### {_caption(group)}", "", f"| method | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
-        for i, row in enumerate(first.rows):
-            cells = [_text(table.rows[i].cells[column], _MARKS, "±") for table in group for column in columns]
+        for method, row in first.rows.items():
+            cells = [_text(table.rows[method][column], _MARKS, "±") for table in group for column in columns]
             lines.append(f"| {_title(row, '†', '‡')} | {' | '.join(cells)} |")
         parts.append("\n".join([*lines, *dict.fromkeys(note for table in group for note in _notes(table))]))
     return "\n\n".join([*parts, _rule(tables)]) + "\n"
@@ -353,50 +357,27 @@ def _latex(tables: Sequence[ResultTable]) -> str:
             " & ".join(["method", *map(_escape, columns)]) + r" \\",
             r"\hline",
         ]
-        for row in table.rows:
-            cells = [_text(row.cells[column], _LATEX_MARKS, r"$\pm$", "--") for column in columns]
+        for row in table.rows.values():
+            cells = [_text(row[column], _LATEX_MARKS, r"$\pm$", "--") for column in columns]
             lines.append(" & ".join([_title(row, r"\dag", r"\ddag", _escape), *cells]) + r" \\")
         parts.append("\n".join([*lines, r"\hline", r"\end{tabular}", *(f"% {note}" for note in _notes(table) if note)]))
     return "\n\n".join([*parts, f"% {_rule(tables)}"]) + "\n"
 
 
 def _csv(tables: Sequence[ResultTable]) -> str:
+    forms = {"mean": ".4f", "sd": ".4f", "paper": "g", "under_trained": "d", "whole": "d"}
     file = io.StringIO()
-    lines = []
-    for table in tables:
-        for row in table.rows:
-            for column in table.columns:
-                cell = row.cells[column]
-                lines.append(
-                    {
-                        "suite": table.suite,
-                        "scale": table.scale,
-                        "set": table.set,
-                        "metric": table.metric,
-                        "method": row.method,
-                        "title": row.title,
-                        "problem": column,
-                        "mean": "" if cell.mean is None else f"{cell.mean:.4f}",
-                        "sd": "" if cell.sd is None else f"{cell.sd:.4f}",
-                        "seeds": cell.seeds,
-                        "paper": "" if cell.paper is None else f"{cell.paper:g}",
-                        "source": "" if cell.paper is None else row.source,
-                        "mark": cell.mark or "",
-                        "under_trained": int(row.under_trained),
-                        "whole": int(row.whole),
-                        "reason": cell.reason,
-                    }
-                )
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(Cell._fields)
+    for cell in (cell for table in tables for cell in table.cells):
+        values = cell._asdict().items()
+        writer.writerow("" if value is None else format(value, forms.get(name, "")) for name, value in values)
     return file.getvalue()
 
 
 def _caption(tables: Sequence[ResultTable]) -> str:
-    first = tables[0]
-    cells = [(row.source, cell) for table in tables for row in table.rows for cell in row.cells.values()]
-    sources = dict.fromkeys(source for source, cell in cells if cell.paper is not None)
+    first = tables[0].cells[0]
+    sources = dict.fromkeys(cell.source for table in tables for cell in table.cells if cell.source)
     beside = f", beside {', '.join(sources)}" if sources else ""
     scale = "the paper's schedule" if first.scale == "paper" else f"scale {first.scale}"
     metric = f", {first.metric.replace('.', ' ')}" if len(tables) == 1 else ""
@@ -405,20 +386,21 @@ def _caption(tables: Sequence[ResultTable]) -> str:
 
 def _rule(tables: Sequence[ResultTable]) -> str:
     """What the marks mean that these tables have."""
-    rows = [row for table in tables for row in table.rows]
-    scales = sorted({table.scale for table in tables} - {"paper"})
+    cells = [cell for table in tables for cell in table.cells]
+    scales = sorted({cell.scale for cell in cells} - {"paper"})
     told = (
-        (any(cell.paper is not None for row in rows for cell in row.cells.values()), _BESIDE_PAPER),
-        (any(row.under_trained for row in rows), _UNDER_TRAINED),
-        (not all(row.whole for row in rows), _PART),
+        (any(cell.paper is not None for cell in cells), _BESIDE_PAPER),
+        (any(cell.under_trained for cell in cells), _UNDER_TRAINED),
+        (not all(cell.whole for cell in cells), _PART),
         (bool(scales), _OTHER_SCALE.format(" and ".join(scales))),
     )
     return " ".join([_RULE, *(text for fits, text in told if fits)])
 
 
-def _title(row: TableRow, under_trained: str, part: str, escape: Any = str) -> str:
-    flags = (under_trained if row.under_trained else "") + ("" if row.whole else part)
-    return escape(row.title) + (f" {flags}" if flags else "")
+def _title(row: Mapping[str, Cell], under_trained: str, part: str, escape: Any = str) -> str:
+    method = row["mean"]
+    flags = (under_trained if method.under_trained else "") + ("" if method.whole else part)
+    return escape(method.title) + (f" {flags}" if flags else "")
 
 
 def _text(cell: Cell, marks: Mapping[str, str], plus_minus: str, nothing: str = "–") -> str:
@@ -431,13 +413,12 @@ def _text(cell: Cell, marks: Mapping[str, str], plus_minus: str, nothing: str = 
 
 def _notes(table: ResultTable) -> list[str]:
     """Below a table: how many seeds, and why figures are missing."""
-    counts = sorted({cell.seeds for row in table.rows for cell in row.cells.values() if cell.seeds})
+    counts = sorted({cell.seeds for cell in table.cells if cell.seeds})
     notes = [f"Seeds: {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''}."] if counts else []
     reasons: dict[str, list[str]] = {}
-    for row in table.rows:
-        for column, cell in row.cells.items():
-            if cell.reason:
-                reasons.setdefault(cell.reason, []).append(f"{row.title} {column}")
+    for cell in table.cells:
+        if cell.reason:
+            reasons.setdefault(cell.reason, []).append(f"{cell.title} {cell.problem}")
     notes += [f"No figure of {', '.join(places)}: {reason}." for reason, places in reasons.items()]
     notes += table.notes
     return ["", *notes] if notes else []
@@ -445,8 +426,3 @@ def _notes(table: ResultTable) -> list[str]:
 
 def _escape(text: str) -> str:
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
-
-
-def _natural(text: str) -> list[Any]:
-    """Sorts 2 before 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from torch import Tensor
 
 from monai_anomaly.bundle import check_overrides, setup_process
 from monai_anomaly.engines import StageTrainer, train_stages
+from monai_anomaly.engines.inferer import device_of
+from monai_anomaly.engines.training_data import ImageBatches
 from monai_anomaly.networks import AnomalyDetector
 
 from .images import ImageSetReader, Sides, batch_size_for, groups_of, training_data
@@ -130,10 +131,9 @@ def train_detector(
     def fit(detector: AnomalyDetector) -> None:
         detector.eval()
         size = batch_size_for(reader.channels, reader.image_size)
-        device = _device(detector)
-        batches = [_Batches(part.images, size, device) for part in (data.train_dataset, data.val_dataset)]
+        sides = (ImageBatches(part, size, device_of(detector)) for part in (data.train_dataset, data.val_dataset))
         with torch.no_grad():
-            detector.fit_statistics(*batches)
+            detector.fit_statistics(*sides)
 
     if watch is not None and stages:
         _watch_epochs(stages[-1], network, fit, lambda detector, epoch: watch(detector, reader, epoch))
@@ -163,31 +163,14 @@ def _watch_epochs(
     from ignite.engine import Events
 
     def look(engine: Any) -> None:
-        devices = [_device(network)] if _device(network).type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        device = device_of(network)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             detector = copy.deepcopy(network)
             fit(detector)
             watch(detector, engine.state.epoch)
 
     # Added when the stage starts, so as to come after what the stage itself does at the end of an epoch.
     stage.add_event_handler(Events.STARTED, lambda engine: engine.add_event_handler(Events.EPOCH_COMPLETED, look))
-
-
-class _Batches:
-    """Goes through images in memory as often as asked."""
-
-    def __init__(self, images: Tensor, batch_size: int, device: torch.device) -> None:
-        self.images, self.batch_size, self.device = images, batch_size, device
-
-    def __iter__(self) -> Any:
-        for part in self.images.split(self.batch_size) if len(self.images) else ():
-            yield part.to(self.device)
-
-
-def _device(network: AnomalyDetector) -> torch.device:
-    for tensor in (*network.parameters(), *network.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def weights_digest(network: AnomalyDetector) -> str:

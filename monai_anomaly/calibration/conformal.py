@@ -20,7 +20,6 @@ __all__ = [
     "check_rate",
     "conformal_p_value",
     "conformal_quantile",
-    "hierarchical_p_value",
     "least_normals",
 ]
 
@@ -120,26 +119,6 @@ def conformal_p_value(scores: Tensor, score: float) -> float:
     return (1 + int((scores >= score).sum())) / (int(scores.numel()) + 1)
 
 
-def hierarchical_p_value(items: Sequence[Tensor], score: float) -> float:
-    """The p-value of one of several scans or images of a new patient: (1 + sum_k share_k) / (K + 1).
-
-    share_k is the share of patient k's items at or above the score. Items of one patient are alike, so that only
-    patients are exchangeable, and each counts once, however many items there are.
-
-    Args:
-        items: per calibration patient k = 1 .. K the scores of its items, each of shape (n_k,), n_k > 0.
-        score: of an item of a new patient.
-
-    Returns:
-        A value in [1 / (K + 1), 1]; with one item each it is ``conformal_p_value``.
-
-    References:
-        Y. Lee, R. F. Barber, R. Willett, *Distribution-free inference with hierarchical data*, 2023, section 3.
-    """
-    shares = sum(float((scores >= score).double().mean()) for scores in items)
-    return (1 + shares) / (len(items) + 1)
-
-
 class ConformalCalibration(FittedBuffers):
     """What a detector keeps of its calibration normals, as buffers of its ``state_dict``.
 
@@ -202,7 +181,10 @@ class ConformalCalibration(FittedBuffers):
         )
 
     def item_p_values(self, scores: Tensor) -> Tensor:
-        """The hierarchical p-value of single scans or images (see ``hierarchical_p_value``).
+        """The p-value of single scans or images: (1 + sum_k share_k) / (K + 1).
+
+        share_k is the share of patient k's scans at or above the score. Scans of one patient are alike, so that only
+        patients are exchangeable, and each counts once, however many scans there are.
 
         Args:
             scores: shape (B,).
@@ -210,6 +192,9 @@ class ConformalCalibration(FittedBuffers):
         Returns:
             Shape (B,), float64. A detector of an older version kept patients' highest scores alone: they stand in for
             the scans', which can only make the values larger.
+
+        References:
+            Y. Lee, R. F. Barber, R. Willett, *Distribution-free inference with hierarchical data*, 2023, section 3.
         """
         items, patients = self.item_scores, self.item_patients
         if items.numel() == 0:

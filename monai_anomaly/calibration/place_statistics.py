@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .fitted import FittedBuffers
+from .slice_statistics import places_along
 
 __all__ = ["PlaceStatistics", "PlaceSums"]
 
@@ -41,7 +42,7 @@ class PlaceSums:
             self._add(0, maps, maps**2, weight)
             return
         chosen = maps[..., tissue].unsqueeze(-1)
-        places = _places(chosen.shape[2], self.num_positions)
+        places = places_along(chosen.shape[2], self.num_positions)
         for place in places.unique().tolist():
             # The slices of one scan at one place count once.
             here = chosen[:, :, places == place]
@@ -141,12 +142,8 @@ class PlaceStatistics(FittedBuffers):
             return (maps - mean) / spread
         if maps.shape[1:3] != mean.shape[1:3]:
             raise ValueError(f"normals' maps are of slices of {mean.shape[1:3]}, got {maps.shape[1:3]}")
-        places = _places(int(tissue.sum()), len(mean))
+        places = places_along(int(tissue.sum()), len(mean))
         out = torch.zeros_like(maps)
         at = [statistic[places, :, :, 0].movedim(0, -1) for statistic in (mean, spread)]
         out[0][..., tissue] = (maps[0][..., tissue] - at[0]) / at[1]
         return out
-
-
-def _places(slices: int, positions: int) -> Tensor:
-    return ((torch.arange(slices) + 0.5) / slices * positions).long()

@@ -45,7 +45,7 @@ class SliceStatistics(nn.Module):
         if not scans:
             return
         pooled = torch.cat(scans)
-        places = torch.cat([self._places(scores.numel()) for scores in scans])
+        places = torch.cat([places_along(scores.numel(), self.num_positions) for scores in scans])
         mean, std = pooled.mean().repeat(self.num_positions), pooled.std().repeat(self.num_positions)
         for place in range(self.num_positions):
             here = pooled[places == place]
@@ -64,8 +64,10 @@ class SliceStatistics(nn.Module):
         Returns:
             Shape (1,). While not fitted, the plain maximum.
         """
-        places = self._places(scores.numel())
+        places = places_along(scores.numel(), self.num_positions)
         return ((scores - self.mean.cpu()[places]) / self.std.cpu()[places]).max()[None]
 
-    def _places(self, slices: int) -> Tensor:
-        return ((torch.arange(slices) + 0.5) / slices * self.num_positions).long()
+
+def places_along(slices: int, positions: int) -> Tensor:
+    """The place along the stack, from 0 to ``positions - 1``, of each of so many slices, shape (slices,)."""
+    return ((torch.arange(slices) + 0.5) / slices * positions).long()

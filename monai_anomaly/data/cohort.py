@@ -24,7 +24,7 @@ from monai_anomaly.io.series import AUTO, SeriesFit, choose_series, find_series,
 from monai_anomaly.io.tables import write_json
 from monai_anomaly.io.untrusted import refuse_damage
 
-__all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "write_datalist"]
+__all__ = ["SIDES", "Cohort", "check_cohort", "load_cohort", "relative_item", "write_datalist"]
 
 Item = dict[str, Any]
 Sides = dict[str, list[Item]]
@@ -178,7 +178,7 @@ def load_cohort(
         sides["training"], sides[side] = _hold_out(sides["training"], fraction, seed, keys)
     known = [key for key in keys if any(key in item for side in SIDES for item in sides[side])]
     split = {"seed": seed, "stratified_by": known, "drawn": {k: v for k, v in drawn.items() if v > 0}}
-    cohort = _cohort(root, sides, split)
+    cohort = Cohort(root, **sides, split=split)
     check_cohort(cohort, path)
     return cohort
 
@@ -238,9 +238,9 @@ def write_datalist(
         _complete(root, sides, patient_regex, False)
     if not sides["calibration"]:
         sides["training"], sides["calibration"] = _hold_out(sides["training"], calibration_fraction, seed, keys)
-    check_cohort(_cohort(root, sides), root)
+    check_cohort(Cohort(root, **sides, split={}), root)
     written = [side for side in SIDES if sides[side] or side != "validation"]
-    sections = {side: [_relative(item, output.parent) for item in sides[side]] for side in written}
+    sections = {side: [relative_item(item, output.parent) for item in sides[side]] for side in written}
     datalist = {"name": root.name, **sections}
     write_json(output, datalist)
     return datalist
@@ -248,12 +248,6 @@ def write_datalist(
 
 def _sides(**given: list[Item]) -> Sides:
     return {side: given.get(side, []) for side in SIDES}
-
-
-def _cohort(root: Path, sides: Sides, split: dict[str, Any] | None = None) -> Cohort:
-    return Cohort(
-        root, sides["training"], sides["calibration"], sides["test"], validation=sides["validation"], split=split or {}
-    )
 
 
 def _item(image: Path, label: int | None = None, mask: Path | None = None) -> Item:
@@ -373,10 +367,9 @@ def _beside_structural(scans: Sequence[Path]) -> dict[Path, str]:
 def _read_layout(root: Path) -> Sides | None:
     """The sides of a folder with ``train/normal`` or ``train/good``, without patients; ``None`` for other folders."""
     if (root / "train" / "normal").is_dir():
-        training = _labelled(root / "train" / "normal", 0) + _labelled(root / "train" / "abnormal", 1)
-        calibration, validation = (
+        training, calibration, validation = (
             _labelled(root / side / "normal", 0) + _labelled(root / side / "abnormal", 1)
-            for side in ("calibration", "validation")
+            for side in ("train", "calibration", "validation")
         )
         test = _labelled(root / "test" / "normal", 0)
         test += _masked(root / "test" / "abnormal", root / "test" / "masks", "")
@@ -657,7 +650,7 @@ def _check_content(sides: Sides, source: Path) -> None:
         warnings.warn(f"{source}: {len(pairs)} images of {side} are copies of others ({pairs[0]}).", stacklevel=4)
 
 
-def _relative(item: Item, folder: Path) -> Item:
+def relative_item(item: Item, folder: Path) -> Item:
     """An item as it is written: paths relative to the datalist, no empty mask."""
 
     def shorten(path: str) -> str:
@@ -668,8 +661,5 @@ def _relative(item: Item, folder: Path) -> Item:
 
     image = item["image"]
     written = {**item, "image": shorten(image) if isinstance(image, str) else [shorten(path) for path in image]}
-    if item["mask"] is None:
-        del written["mask"]
-    else:
-        written["mask"] = shorten(item["mask"])
-    return written
+    mask = written.pop("mask", None)
+    return written if mask is None else {**written, "mask": shorten(mask)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.atomic import atomic_folder, atomic_path
 
 from .demo_brain import GROUPS, SIMULATION_VERSION, SimulatedScan, load_anatomy, simulate
 
@@ -101,7 +101,8 @@ def make_demo_cohort(
     }
     for section in ("training", "calibration", "test"):
         datalist[section] = [item for (group, _), (item, _) in zip(subjects, written) if GROUPS[group][0] == section]
-    _write_aside(datalist_path, (json.dumps(datalist, indent=2) + "\n").encode())
+    with atomic_path(datalist_path) as aside:
+        aside.write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
     return datalist_path
 
 
@@ -142,7 +143,8 @@ def _write_subject(folder: Path, seed: int, subject: tuple[str, int]) -> tuple[d
     scan = simulate(seed, group, index)
     if index in as_dicom:
         image = f"dicom/{patient}"
-        _write_series(folder / image, scan, patient, seed)
+        with atomic_folder(folder / image) as aside:
+            _write_series(aside, scan, patient, seed)
     else:
         image = f"images/{patient}.nii.gz"
         _write_nifti(folder / image, scan.image, scan.affine)
@@ -153,13 +155,6 @@ def _write_subject(folder: Path, seed: int, subject: tuple[str, int]) -> tuple[d
     return item, [{"kind": lesion.kind, "radius_mm": round(lesion.radius, 2)} for lesion in scan.lesions]
 
 
-def _write_aside(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it, so that no half-written file bears its name."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
-
-
 def _write_nifti(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:
     import nibabel as nib
 
@@ -168,7 +163,8 @@ def _write_nifti(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) 
     image.set_sform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
     # Without a time stamp, equal scans are equal files; level 1 as nibabel's own default.
-    _write_aside(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    with atomic_path(path) as aside:
+        aside.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
 def _write_series(folder: Path, scan: SimulatedScan, patient: str, seed: int) -> None:
@@ -191,9 +187,6 @@ def _write_series(folder: Path, scan: SimulatedScan, patient: str, seed: int) ->
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.affine
     columns, rows, slices = scan.image.shape
     top = float(np.percentile(scan.image, 99))
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     for k in range(slices):
         ds = pydicom.Dataset()
         ds.file_meta = pydicom.dataset.FileMetaDataset()
@@ -220,6 +213,4 @@ def _write_series(folder: Path, scan: SimulatedScan, patient: str, seed: int) ->
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.WindowCenter, ds.WindowWidth = decimals([top / 2, top])
         ds.PixelData = np.ascontiguousarray(scan.image[:, :, k].T, dtype="<u2").tobytes()
-        ds.save_as(aside / f"slice_{k + 1:03d}.dcm", enforce_file_format=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+        ds.save_as(folder / f"slice_{k + 1:03d}.dcm", enforce_file_format=True)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
-from monai_anomaly.exceptions import InputError
+from monai_anomaly.exceptions import InputError, check_choice
 from monai_anomaly.io.content import content_hash
 
 from .proxy_cache import ArrayCache
@@ -61,8 +61,7 @@ class SliceDataset(Dataset, Randomizable):
         progress: bool = True,
         allow_empty: bool = False,
     ) -> None:
-        if donors not in (None, "other", "same"):
-            raise ValueError(f"donors is 'other', 'same' or None, got {donors!r}")
+        check_choice("donors", donors, "other", "same", None)
         self.data = list(data)
         self.transform, self.proxy, self.slice_transform, self.donors = transform, proxy, slice_transform, donors
         self.cache = ArrayCache(cache_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from .figures import Figure, FigureTable, group_name_of
 from .intervals import bootstrap_intervals, scan_statistics
 from .lesions import LesionDetection
 from .masks import MaskMetrics
-from .scans import by_group, group_name, image_metrics, patient_level, score_gap
+from .scans import image_metrics, patient_level, score_gap
 from .voxel_intervals import VoxelIntervals
 from .voxels import PixelMetrics
 
@@ -22,6 +21,8 @@ _COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
 _RANKINGS = ("auroc", "ap", "sensitivity_at_specificity")
 _DECISIONS = ("accuracy", "f1", "sensitivity", "specificity")
 _UNCALIBRATED = "not calibrated on normals, so it has no threshold"
+# The group of scans that do not say theirs.
+_NOT_STATED = "not stated"
 _POOLED = "no interval: lesions are pooled over scans"
 # Points kept of a curve: a figure is a few hundred pixels wide.
 _CURVE_POINTS = 400
@@ -206,40 +207,29 @@ class CohortFigures:
             of_kind = {"scans": "2-D images" if kind == "image" else f"{kind}s"} if len(kinds) > 1 else {}
             lesions, scans = found["num_lesions"], found["num_scans"]
 
-            row, undefined = partial(_lesion_row, name, of_kind), found["undefined"]
-            yield row({}, "froc_score", found["froc_score"], lesions, undefined.get("froc_score", ""))
+            def row(parts: Mapping[str, str], metric: str, value: float | None, n: int, reason: str) -> Figure:
+                note = _POOLED if value is not None else found["undefined"].get(reason, "undefined")  # noqa: B023
+                return Figure(name, "lesion", group_name_of({**of_kind, **parts}), metric, value, n=n, note=note)  # noqa: B023
+
+            yield row({}, "froc_score", found["froc_score"], lesions, "froc_score")
             for threshold, at in found["at"].items():
                 parts = {"threshold": threshold}
-                yield row(parts, "lesions_found", at["sensitivity"], lesions, undefined.get("sensitivity", ""))
-                false = at["false_lesions_per_scan"]
-                yield row(parts, "false_lesions_per_scan", false, scans, undefined.get("false_lesions_per_scan", ""))
-                yield row(parts, "threshold", at["threshold"], lesions)
+                yield row(parts, "lesions_found", at["sensitivity"], lesions, "sensitivity")
+                for metric, n in (("false_lesions_per_scan", scans), ("threshold", lesions)):
+                    yield row(parts, metric, at[metric], n, metric)
                 for size, of_size in found["size_classes"].items():
-                    reason = undefined.get(f"sensitivity_by_size/{size}", "")
                     sized = {**parts, "size": f"{size} (from {of_size['from']:g} {unit})"}
-                    yield row(sized, "lesions_found", at["sensitivity_by_size"][size], of_size["lesions"], reason)
+                    of_class = at["sensitivity_by_size"][size]
+                    yield row(sized, "lesions_found", of_class, of_size["lesions"], f"sensitivity_by_size/{size}")
 
     def _group_rows(self, name: str, key: str, decided: bool) -> Iterator[Figure]:
         found = self.detectors[name]
-        rows = [{**item, "anomaly_score": score} for item, score in zip(self.items, found.scores)]
-        for group in by_group(rows, key, found.thresholds.scans):
-            members = [row for row in rows if group_name(row, key) == group]
-            patients, labels, scores = ([row[k] for row in members] for k in ("patient", "label", "anomaly_score"))
-            named = group_name_of({key: group})
+        groups = [_NOT_STATED if item[key] in (None, "") else str(item[key]) for item in self.items]
+        for group in sorted(set(groups)) if set(groups) - {_NOT_STATED} else ():
+            places = [place for place, own in enumerate(groups) if own == group]
+            patients, labels = ([self.items[place][k] for place in places] for k in ("patient", "label"))
+            scores, named = [found.scores[place] for place in places], group_name_of({key: group})
             yield from _scan_rows(name, "image", patients, labels, scores, found.thresholds.scans, decided, named)
-
-
-def _lesion_row(
-    detector: str,
-    of_kind: Mapping[str, str],
-    parts: Mapping[str, str],
-    metric: str,
-    value: float | None,
-    n: int,
-    reason: str = "",
-) -> Figure:
-    note = (reason or "undefined") if value is None else _POOLED
-    return Figure(detector, "lesion", group_name_of({**of_kind, **parts}), metric, value, n=n, note=note)
 
 
 def _row(
@@ -312,9 +302,7 @@ def _mask_rows(detector: str, found: Mapping[str, Any]) -> Iterator[Figure]:
         yield _row(detector, "mask", "", metric, found)
     for metric in (*_COUNTS, "num_scans"):
         yield Figure(detector, "mask", "", metric, found[metric])
-    whole = {**found, "lesions_found": found["lesion_sensitivity"]}
-    whole["undefined"] = {**found["undefined"], "lesions_found": found["undefined"].get("lesion_sensitivity", "")}
-    yield _row(detector, "mask", "", "lesions_found", whole, n=found["num_lesions"])
+    yield _row(detector, "mask", "", "lesions_found", found, n=found["num_lesions"])
     for kind, lesions in found["lesion"].items():
         of_kind = {"scans": "2-D images" if kind == "image" else f"{kind}s"} if len(found["lesion"]) > 1 else {}
         group = group_name_of(of_kind)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .ranking import checked_labels
+from .ranking import checked_labels, checked_map
 
 __all__ = ["LESION_COLUMNS", "PIXEL_CLASSES", "VOLUME_CLASSES", "LesionDetection", "count_lesions", "lesion_table"]
 
@@ -50,15 +50,6 @@ def _peak_places(scores: np.ndarray, parts: np.ndarray) -> np.ndarray:
     numbers = parts.ravel()[inside]
     order = np.lexsort((inside, -scores.ravel()[inside], numbers))
     return inside[order[np.unique(numbers[order], return_index=True)[1]]]
-
-
-def _checked(anomaly_map: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    scores, lesions = np.asarray(anomaly_map, dtype=np.float32), checked_labels(mask)
-    if scores.shape != lesions.shape:
-        raise ValueError(f"map of shape {scores.shape} but mask of shape {lesions.shape}.")
-    if scores.size and np.isnan(scores.min()):
-        raise ValueError("a score is NaN: such scores have no rank.")
-    return scores, lesions
 
 
 def count_lesions(reference: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[int, int | None]:
@@ -110,7 +101,7 @@ def lesion_table(
     """
     from scipy.ndimage import find_objects
 
-    scores, flagged = _checked(anomaly_map, mask)
+    scores, flagged = checked_map(anomaly_map, mask)
     to_world = None if affine is None else np.asarray(affine, dtype=np.float64)
     if to_world is None:
         if scores.ndim != 2 and (scores.ndim != 3 or scores.shape[2] != 1):
@@ -219,7 +210,7 @@ class LesionDetection:
             ValueError: if the shapes differ, a score is NaN, a label is neither 0 nor 1, the volume is not positive, or
                 only some scans have one.
         """
-        scores, lesions = _checked(anomaly_map, mask)
+        scores, lesions = checked_map(anomaly_map, mask)
         if voxel_volume is not None and not 0 < voxel_volume < math.inf:
             raise ValueError(f"voxel_volume is positive, got {voxel_volume}")
         if self._in_mm is not None and self._in_mm is not (voxel_volume is not None):

@@ -77,7 +77,7 @@ class MaskMetrics:
             ``num_scans``; of the voxels ``dice``, ``sensitivity``, ``fpr`` and ``precision``, with the four counts; of
             the patients all whose scans are labelled normal their number ``num_normal_patients``, of those with any
             flagged voxel ``num_normal_patients_flagged``, and the share ``normal_patients_flagged``; ``num_lesions``,
-            ``num_lesions_found`` (those with a flagged voxel) and the share ``lesion_sensitivity``; ``lesion``: by kind
+            ``num_lesions_found`` (those with a flagged voxel) and the share ``lesions_found``; ``lesion``: by kind
             ``unit``, ``num_scans``, ``num_lesions``, ``size_classes``, ``sensitivity``, ``sensitivity_by_size``,
             ``false_lesions_per_scan`` (connected parts of the mask that touch no lesion) and ``undefined``, as
             ``LesionDetection`` gives them; ``undefined``: by key the reason for each None.
@@ -92,7 +92,7 @@ class MaskMetrics:
         if not normal:
             undefined["normal_patients_flagged"] = "no normal patient"
         if not total:
-            undefined["lesion_sensitivity"] = "no lesion"
+            undefined["lesions_found"] = "no lesion"
         if not self.num_scans:
             undefined = dict.fromkeys(undefined, _NO_MASK)
         return {
@@ -103,7 +103,7 @@ class MaskMetrics:
             "normal_patients_flagged": sum(normal) / len(normal) if normal else None,
             "num_lesions": total,
             "num_lesions_found": hits,
-            "lesion_sensitivity": hits / total if total else None,
+            "lesions_found": hits / total if total else None,
             "lesion": lesions,
             "undefined": undefined,
         }

@@ -63,6 +63,16 @@ def checked_labels(labels: npt.ArrayLike) -> np.ndarray:
     return positive
 
 
+def checked_map(anomaly_map: npt.ArrayLike, mask: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """A map as float32 and its mask as bool; ValueError where they do not fit or a score cannot be ranked."""
+    scores, lesions = np.asarray(anomaly_map, dtype=np.float32), checked_labels(mask)
+    if scores.shape != lesions.shape:
+        raise ValueError(f"map of shape {scores.shape} but mask of shape {lesions.shape}.")
+    if scores.size and np.isnan(scores.min()):
+        raise ValueError("a score is NaN: such scores have no rank.")
+    return scores, lesions
+
+
 def checked_scores(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Flat scores and flat bool labels; ValueError where their numbers differ or one cannot be ranked."""
     flat, truth = np.asarray(scores).reshape(-1), np.asarray(labels).reshape(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +12,12 @@ from .ranking import checked_scores, rank, rank_sorted, split_by_class
 __all__ = [
     "ConfusionCounts",
     "PatientScores",
-    "by_group",
     "decision_metrics",
     "image_metrics",
     "patient_level",
     "score_gap",
     "sensitivity_at_specificity",
 ]
-
-# The group of rows that do not say theirs.
-NOT_STATED = "not stated"
 
 
 class ConfusionCounts:
@@ -290,44 +286,3 @@ def patient_level(patients: Sequence[Hashable], labels: Sequence[int | None], sc
         both = (label, before[0])
         found[patient] = (1 if 1 in both else None if None in both else 0), max(before[1], float(score))
     return PatientScores(list(found), [label for label, _ in found.values()], [score for _, score in found.values()])
-
-
-def group_name(row: Mapping[str, Any], key: str) -> str:
-    """The group of a row, as ``by_group`` names it."""
-    name = row.get(key)
-    return NOT_STATED if name in (None, "") else str(name)
-
-
-def by_group(rows: Sequence[Mapping[str, Any]], key: str, threshold: float | None = None) -> dict[str, dict[str, Any]]:
-    """Metrics of scans by what their rows say under a key, such as ``site`` or ``scanner``.
-
-    Args:
-        rows: with ``label`` and ``anomaly_score``, as in ``predictions.csv``, and ``patient`` where known.
-        key: the rows that lack it, or have None or nothing there, are the group "not stated".
-        threshold: of the calibration, the same for all groups.
-
-    Returns:
-        By group, in sorted order, what ``image_metrics`` gives, with ``num_scans`` and ``num_patients`` (None where
-        rows do not say their patient). Empty where no row has the key.
-
-    Raises:
-        ValueError: as ``image_metrics``.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(group_name(row, key), []).append(row)
-    if set(groups) <= {NOT_STATED}:
-        return {}
-    results = {}
-    for name, members in sorted(groups.items()):
-        patients = [row.get("patient") for row in members]
-        metrics = image_metrics([row["label"] for row in members], [row["anomaly_score"] for row in members], threshold)
-        named = None not in patients
-        if not named:
-            metrics["undefined"]["num_patients"] = "a row does not say its patient"
-        results[name] = {
-            "num_scans": len(members),
-            "num_patients": len(set(patients)) if named else None,
-            **metrics,
-        }
-    return results

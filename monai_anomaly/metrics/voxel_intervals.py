@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .ranking import checked_labels
+from .ranking import checked_map
 from .score_digest import order_keys
 
 __all__ = ["VoxelIntervals"]
@@ -57,11 +57,7 @@ class VoxelIntervals:
         Raises:
             ValueError: if the shapes differ, a score is NaN, or a label is neither 0 nor 1.
         """
-        scores, lesions = np.asarray(anomaly_map, dtype=np.float32), checked_labels(mask)
-        if scores.shape != lesions.shape:
-            raise ValueError(f"map of shape {scores.shape} but mask of shape {lesions.shape}.")
-        if scores.size and np.isnan(scores.min()):
-            raise ValueError("a score is NaN: such scores have no rank.")
+        scores, lesions = checked_map(anomaly_map, mask)
         if self._too_many:
             return
         flagged = [(scores > threshold) for threshold in self.thresholds.values()]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .ranking import Ranking, checked_labels, rank_sorted
+from .ranking import Ranking, checked_map, rank_sorted
 from .scans import ConfusionCounts
 from .score_digest import ScoreDigest, order_keys, score_of_key
 
@@ -113,11 +113,7 @@ class PixelMetrics:
         """
         from scipy.ndimage import label
 
-        scores, lesions = np.asarray(anomaly_map, dtype=np.float32), checked_labels(mask)
-        if scores.shape != lesions.shape:
-            raise ValueError(f"map of shape {scores.shape} but mask of shape {lesions.shape}.")
-        if scores.size and np.isnan(scores.min()):
-            raise ValueError("a score is NaN: such scores have no rank.")
+        scores, lesions = checked_map(anomaly_map, mask)
         keys = order_keys(scores)
         normal, abnormal = keys[~lesions], keys[lesions]
         regions = np.empty(0, dtype=np.uint32)

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional  # noqa: UP035 (TorchScript)
 
 import torch
 from torch import Tensor, nn
@@ -178,11 +178,12 @@ class AnomalyDetector(nn.Module, ABC):
         """The anomaly map of a batch, shape (B, 1, *spatial); see ``detect``."""
         return self.detect(image).anomaly_map
 
-    def check_input(self, image: Tensor) -> None:
+    def check_input(self, image: Tensor, size: Optional[List[int]] = None) -> None:  # noqa: UP006, UP045 (TorchScript)
         """Reject an input that the network would only fail on deep inside.
 
         Args:
             image: shape (B, C, *spatial).
+            size: the only one that the network takes; None: any that ``size_divisor`` allows.
 
         Raises:
             ValueError: says which of dimensions, channels and size does not fit.
@@ -191,6 +192,8 @@ class AnomalyDetector(nn.Module, ABC):
             raise ValueError(f"expected a batch of {self.spatial_dims}-D images (B, C, *spatial), got {image.shape}")
         if image.shape[1] != self.in_channels:
             raise ValueError(f"the network has {self.in_channels} input channel(s), the image {image.shape[1]}")
-        for size in image.shape[2:]:
-            if size < self.size_divisor or size % self.size_divisor != 0:
+        for side in image.shape[2:]:
+            if side < self.size_divisor or side % self.size_divisor != 0:
                 raise ValueError(f"image sides must be multiples of {self.size_divisor}, got {image.shape[2:]}")
+        if size is not None and list(image.shape[2:]) != size:
+            raise ValueError(f"the network is made for images of {size}, got {image.shape[2:]}")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
+
 from .blocks.encoder_decoder import StridedEncoder
 from .blocks.features import Frozen, StridedFeatures
 from .blocks.resnet import RESNETS, resnet_features
@@ -26,6 +28,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 class FrozenEncoderDetector(AnomalyDetector):
     """Base of the detectors on a frozen encoder, whose weights are part of the ``state_dict`` and have a label.
+
+    A subclass has these arguments beside its own, and passes none of them on.
 
     Args:
         spatial_dims: 2.
@@ -53,32 +57,26 @@ class FrozenEncoderDetector(AnomalyDetector):
     __jit_unused_properties__ = ["encoder_label"]  # noqa: RUF012 (TorchScript's own name, read as it stands)
     channels_last = True
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        encoder: str,
-        encoder_channels: Sequence[int],
-        source: dict[str, Any] | None,
-        channel_rule: str | None,
-        input_statistics: str | None,
-        encoder_label: str,
-    ) -> None:
+    def __init__(self) -> None:
+        # of the subclass's arguments, which its config holds
+        given: dict[str, Any] = self.config["arguments"]  # type: ignore[index,assignment]
+        spatial_dims, in_channels, encoder = given["spatial_dims"], given["in_channels"], given["encoder"]
+        input_statistics, encoder_label = given["input_statistics"], given["encoder_label"]
         if spatial_dims != 2:
             raise ValueError(f"the encoders are networks for 2-D images; got spatial_dims={spatial_dims}")
-        features, channels, size_divisor = _make_encoder(encoder, in_channels, encoder_channels, source)
+        source = given["source"]
+        features, channels, size_divisor = _make_encoder(encoder, in_channels, given["encoder_channels"], source)
         super().__init__(spatial_dims, in_channels, size_divisor)
         if encoder_label not in ENCODER_LABELS:
             raise ValueError(f"encoder_label is one of {', '.join(ENCODER_LABELS)}, got {encoder_label!r}")
         self.encoder_name = encoder
         self.level_channels = channels
-        self.channel_rule = _channel_rule(encoder, in_channels, channel_rule)
+        self.channel_rule = _channel_rule(encoder, in_channels, given["channel_rule"])
 
         if input_statistics is None:
             input_statistics = "imagenet" if encoder in RESNETS else "none"
         seen = 3 if encoder in RESNETS else in_channels  # channels that the encoder sees
-        if input_statistics not in ("imagenet", "none"):
-            raise ValueError(f"input_statistics is 'imagenet', 'none' or None, got {input_statistics!r}")
+        check_choice("input_statistics", input_statistics, "imagenet", "none")
         if input_statistics == "imagenet" and seen != 3:
             raise ValueError(f"ImageNet's statistics are of three channels, the encoder {encoder!r} takes {seen}")
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if input_statistics == "imagenet" else ((0.0,) * seen, (1.0,) * seen)
@@ -211,8 +209,7 @@ def _channel_rule(encoder: str, in_channels: int, rule: str | None) -> str:
         return "own"
     if rule is None:
         return "rgb" if in_channels == 3 else "each"
-    if rule not in ("rgb", "each", "mean"):
-        raise ValueError(f"channel_rule is 'rgb', 'each', 'mean' or None, got {rule!r}")
+    check_choice("channel_rule", rule, "rgb", "each", "mean")
     if rule == "rgb" and in_channels != 3:
         raise ValueError(f"channel_rule 'rgb' is for three channels, the image has {in_channels}")
     return rule

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from .evaluation import CaseResult, CaseSlice, Evaluation
-from .findings import findings
-from .overview import draw_overview
-from .page import write_report
-from .plots import draw_loss_curves
-from .slices import case_slice
-
-__all__ = [
-    "CaseResult",
-    "CaseSlice",
-    "Evaluation",
-    "case_slice",
-    "draw_loss_curves",
-    "draw_overview",
-    "findings",
-    "write_report",
-]
+from .evaluation import *
+from .findings import *
+from .overview import *
+from .page import *
+from .plots import *
+from .slices import *

@@ -9,13 +9,14 @@ import numpy as np
 
 from monai_anomaly.io.dicom_out import MASK_RGB
 
+from .overview import WINDOW_PERCENTILES
+
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 __all__ = ["overlay_pictures"]
 
-# As in overview.png: the window, and that the strongest score hides this much of the scan.
-_WINDOW_PERCENTILES = (0.5, 99.5)
+# As in overview.png: the strongest score hides this much of the scan.
 _OPACITY = 0.75
 _WORDS = ("RESEARCH", "USE", "ONLY")
 # The smallest letters that can be read, and how many fit across a large slice.
@@ -44,7 +45,7 @@ def overlay_pictures(
     raw = np.asarray(scan)
     if len(raw) != 3 or raw.shape[-1] != 1:
         raw = raw[:1]  # of several channels the first; colour is one slice of three
-    low, high = map(float, np.percentile(raw, _WINDOW_PERCENTILES if len(raw) == 1 else (0, 100)))
+    low, high = map(float, np.percentile(raw, WINDOW_PERCENTILES if len(raw) == 1 else (0, 100)))
     width = np.float32(max(high - low, float(np.finfo(np.float32).tiny)))
     colours = colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)
     for index in range(raw.shape[-1]):

@@ -13,14 +13,14 @@ from monai_anomaly.io.atomic import atomic_path
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["ScanView", "draw_overview"]
+__all__ = ["WINDOW_PERCENTILES", "ScanView", "draw_overview"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 # Rows nearer to each other than a common clinical slice thickness would show the same finding again.
 _ROW_DISTANCE_MM = 5.0
 # Window of the gray images: the usual percentiles against single bright voxels.
-_WINDOW_PERCENTILES = (0.5, 99.5)
+WINDOW_PERCENTILES = (0.5, 99.5)
 # Of larger volumes these are taken of every second, third, ... voxel.
 _WINDOW_VOXELS = 1 << 20
 # The page, in inches: a panel's long side, margins that hold title, row labels and colour bar, and the least
@@ -156,7 +156,7 @@ class ScanView:
             shown = scan if len(scan) == 3 else scan[0]
             return float(shown.min()), float(shown.max())
         values = scan[0].ravel()
-        low, high = np.percentile(values[:: 1 + values.size // _WINDOW_VOXELS], _WINDOW_PERCENTILES)
+        low, high = np.percentile(values[:: 1 + values.size // _WINDOW_VOXELS], WINDOW_PERCENTILES)
         return float(low), float(high)
 
     def shades(self, array: np.ndarray, slices: Any, window: tuple[float, float]) -> np.ndarray:
@@ -191,7 +191,6 @@ def _draw(
 ) -> Any:
     """The figure: a row for each slice and four columns, every panel placed by hand so that all line up."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -204,7 +203,6 @@ def _draw(
     total_width = _LEFT + 4 * step_x
     total_height = _TOP + len(rows) * step_y + _BOTTOM
     figure = Figure(figsize=(total_width, total_height))
-    FigureCanvasAgg(figure)
 
     def add_panel(column: int, row: int) -> Any:
         left = _LEFT + column * step_x + (step_x - _GAP - panel_width) / 2

@@ -45,11 +45,9 @@ def _svg(figure: Any) -> bytes:
 
 
 def _figure(extra_height: float = 0.0) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_FIGURE_INCHES[0], _FIGURE_INCHES[1] + extra_height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.grid(True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -206,13 +204,11 @@ def draw_loss_curves(path: str | Path, history: Sequence[Mapping[str, Any]]) -> 
     """
     if not history:
         raise ValueError("no epochs: there are no loss curves to draw.")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     stages = list(dict.fromkeys(str(row["stage"]) for row in history))
     figure = Figure(figsize=(5.0 * len(stages), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     for panel, stage in zip(panels, stages):
         rows = [row for row in history if str(row["stage"]) == stage]

@@ -14,6 +14,8 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.weights import download_weights
 
+from .overview import WINDOW_PERCENTILES
+
 __all__ = ["niivue_script", "viewer_page"]
 
 # NiiVue of this version is what the page was tried with.
@@ -22,7 +24,6 @@ _SHA256 = "6e9a6a471b428eb3b258a0086beca9187d95e43a781a39e8a519c6da246af485"
 _SCRIPT = "package/dist/niivue.umd.js"
 # Larger volumes are shown coarser, so that a page stays a few megabytes.
 _MOST_VOXELS = 2_000_000
-_WINDOW_PERCENTILES = (0.5, 99.5)
 
 
 def niivue_script(source: str | Path | None = None) -> str:
@@ -87,7 +88,7 @@ def viewer_page(
     from markupsafe import Markup
 
     factors = _block(scan.shape)
-    low, high = np.percentile(scan, _WINDOW_PERCENTILES)
+    low, high = np.percentile(scan, WINDOW_PERCENTILES)
     coarse, found = (_reduced(array, factors, how) for array, how in ((scan, np.mean), (anomaly_map, np.max)))
     placed = affine @ np.diag([*map(float, factors), 1.0])
     placed[:3, 3] = (affine @ [*((np.array(factors) - 1) / 2), 1.0])[:3]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .coarse_noise import *  # noqa: F403
-from .erasing import *  # noqa: F403
-from .intensity import *  # noqa: F403
-from .proxies import *  # noqa: F403
-from .pseudo_abnormal import *  # noqa: F403
-from .slice_grid import *  # noqa: F403
-from .synthetic_lesions import *  # noqa: F403
-from .volume_grid import *  # noqa: F403
+from .coarse_noise import *
+from .erasing import *
+from .intensity import *
+from .proxies import *
+from .pseudo_abnormal import *
+from .slice_grid import *
+from .synthetic_lesions import *
+from .volume_grid import *

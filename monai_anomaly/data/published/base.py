@@ -6,17 +6,19 @@ import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import yaml
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures
 
 from .download import RemoteFile, fetch
 
-__all__ = ["ImageSet", "Problem", "Published", "PublishedSet", "count_notes", "find_folder"]
+__all__ = ["KINDS", "ImageSet", "Problem", "Published", "PublishedSet", "count_notes", "find_folder"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,26 @@ class Problem:
             raise ValueError(f"{self.name}: abnormal images are in the training side")
 
 
+# Every published set by its key; a class enters it by being defined with one.
+KINDS: dict[str, type[Published]] = {}
+
+
+@cache
+def _facts() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(Path(__file__).with_name("sets.yaml").read_text(encoding="utf-8"))
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, however deep."""
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 class Published(ABC):
     """What is published about a data set, and where it lies.
+
+    A subclass with a ``key`` takes its facts from ``sets.yaml``.
 
     Args:
         root: its folder.
@@ -117,6 +137,14 @@ class Published(ABC):
     protocol: ClassVar[str]  # which images train, which test, and by which paper
     by_hand: ClassVar[str] = ""  # how to fetch it where the publisher allows no direct download
     inner: ClassVar[tuple[str, ...]] = ()  # folders below the one named in which the set may lie
+
+    def __init_subclass__(cls, key: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if key:
+            cls.key, KINDS[key] = key, cls
+            for name, value in _facts()[key].items():
+                files = name == "files"
+                setattr(cls, name, tuple(RemoteFile(**file) for file in value) if files else _frozen(value))
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -217,6 +245,8 @@ class PublishedSet(Published):
         Raises:
             InputError: with the names there are.
         """
+        if not self.problems:
+            raise self.wrong(self.root, f"holds nothing in the layout of {self.title}")
         if name not in self.problems:
             raise InputError(
                 self.root, f"{self.title} has no problem {name!r}", f"Choose one of {', '.join(self.problems)}."

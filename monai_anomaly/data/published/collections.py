@@ -11,56 +11,22 @@ from typing import ClassVar
 
 from monai_anomaly.io.image_files import natural_key
 
-from .base import Problem, count_notes, find_folder
-from .download import RemoteFile
+from .base import find_folder
 from .layout import FileSet, ImageFile, Sides, files_by_stem, one_class_sides
 
 __all__ = ["BMAD", "MedIAnomaly"]
 
 
-class BMAD(FileSet):
+class BMAD(FileSet, key="bmad"):
     """BMAD's sets, each in ``train/good`` and ``test/{good,Ungood}``, with ``img`` and ``label`` where it has masks.
 
     Each folder below the root, up to three deep, that has ``train/good`` is a problem, called by the folder's name.
     Patients are known for the brain slices alone, whose names begin with the volume (``00003_60.png``).
     """
 
-    key = "bmad"
-    title = "BMAD"
-    source = "https://github.com/DorisBao/BMAD"
-    licence = "that of each source set (BraTS2021, BTCV and LiTS, RESC, OCT2017, RSNA, Camelyon16)"
-    citation = "Bao et al., BMAD: benchmarks for medical anomaly detection, CVPR Workshops 2024"
-    protocol = (
-        "As published: train/good trains, test/good and test/Ungood test; the validation folder, which has abnormal "
-        "images, is not used."
-    )
-    by_hand = (
-        "Fetch the sets from the drive linked from https://github.com/DorisBao/BMAD, unpack them below one folder (the "
-        "licences of the sources apply)."
-    )
-    # Of training normals, where a second source confirms them; by a word of the folder's path.
-    counts: ClassVar[dict[str, int]] = {"brain": 7500, "liver": 1542, "resc": 4297, "camelyon": 5088}
-
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(self._folders())
-
-    def problem(self, name: str) -> Problem:
-        """One set of the collection.
-
-        Args:
-            name: of its folder.
-
-        Raises:
-            InputError: if there is no such set, or a folder of it is missing or empty, or some of its abnormal images
-                have a mask and others none.
-        """
-        self._some()
-        return super().problem(name)
-
-    def _some(self) -> None:
-        if not self.problems:
-            self.there(self.root / "Brain" / "train" / "good")
 
     def _root(self, name: str) -> Path:
         return self._folders()[name]
@@ -77,18 +43,17 @@ class BMAD(FileSet):
         )
 
     def check(self) -> list[str]:
-        self._some()
-        notes = super().check()
-        for name, folder in self._folders().items():
-            problem = self.problem(name)
-            found = len(self._side(folder, "train/good"))
-            path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
-            for word, count in self.counts.items():
-                if word in path:
-                    notes += count_notes(folder, {"images to train on": (found, count)})
-            if problem.facts["left_out"]:
-                notes.append(f"{folder}: {problem.facts['left_out']} training slices are of test volumes and not used")
-        return notes
+        left_out = {folder: self.problem(name).facts["left_out"] for name, folder in self._folders().items()}
+        return super().check() + [
+            f"{folder}: {count} training slices are of test volumes and not used"
+            for folder, count in left_out.items()
+            if count
+        ]
+
+    def _counts(self, name: str) -> Sequence[int]:
+        folder = self._root(name)
+        path = (folder.relative_to(self.root).as_posix() if folder != self.root else name).lower()
+        return next(((count,) for word, count in self.counts.items() if word in path), ())
 
     def _folders(self) -> dict[str, Path]:
         """The sets by name: their folders, which may lie in folders of the archives."""
@@ -134,7 +99,7 @@ def patients_in_names(pattern: str, files: Sequence[Path]) -> list[str]:
     return [patients[0] if known else "" for patients in found]
 
 
-class MedIAnomaly(FileSet):
+class MedIAnomaly(FileSet, key="medianomaly"):
     """MedIAnomaly's seven sets; those whose folders are there.
 
     RSNA, VinCXR, BrainTumor and LAG have ``images`` and ``data.json`` (``{"train": {"0": [...]}, "test": {"0": [...],
@@ -143,75 +108,15 @@ class MedIAnomaly(FileSet):
     images with ``seg`` in place of ``flair``.
     """
 
-    key = "medianomaly"
-    title = "MedIAnomaly"
-    source = "https://zenodo.org/records/12677223"
-    licence = "not established; the terms of the source sets apply"
-    citation = "Cai et al., MedIAnomaly: a comparative study of anomaly detection in medical images, arXiv:2404.04518"
-    protocol = (
-        "As published: the normals of the training list train, the test list tests. In ISIC2018_Task3 nevi (NV) are "
-        "normal, all other lesions abnormal. Where names tell the patient (BraTS2021), training slices of test "
-        "patients are left out, and counted; elsewhere patients are not known."
-    )
-    by_hand = (
-        "Fetch the archives from https://zenodo.org/records/12677223, and of ISIC2018_Task3 from "
-        "https://challenge.isic-archive.com/data/#2018, and unpack them into one folder (the terms of the source sets "
-        "apply)."
-    )
-    # The archive may lie beside what was unpacked from it. Zenodo publishes MD5 sums; of the others none is at hand.
-    files = (RemoteFile("BraTS2021.tar.gz", md5="237f2aee77e099f7483808ddec49a57c", size=70_262_263),)
-    names: ClassVar[tuple[str, ...]] = (
-        "RSNA",
-        "VinCXR",
-        "BrainTumor",
-        "LAG",
-        "ISIC2018_Task3",
-        "Camelyon16",
-        "BraTS2021",
-    )
-    # Training normals, test normals, test abnormals, where a second source confirms them.
-    counts: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "RSNA": (3851, 1000, 1000),
-        "BraTS2021": (4211, 828, 1948),
-    }
+    names: ClassVar[tuple[str, ...]]
 
     @property
     def problems(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if (self.root / name).is_dir())
 
-    def problem(self, name: str) -> Problem:
-        """One set of the collection.
-
-        Args:
-            name: of its folder.
-
-        Raises:
-            InputError: if there is no such set, or files are missing or not as published.
-        """
-        self._some()
-        return super().problem(name)
-
     def check(self) -> list[str]:
-        self._some()
-        notes = super().check()
         absent = [name for name in self.names if name not in self.problems]
-        if absent:
-            notes.append(f"{self.root}: {', '.join(absent)} not there")
-        for name in self.problems:
-            self.problem(name)
-            sides = self._sides(name)
-            abnormal = sum(file.abnormal for file in sides.test)
-            found = (len(sides.training), len(sides.test) - abnormal, abnormal)
-            if found != self.counts.get(name, found):
-                notes.append(
-                    f"{self.root / name}: {found} images (training, test normal, test abnormal), published are "
-                    f"{self.counts[name]}"
-                )
-        return notes
-
-    def _some(self) -> None:
-        if not self.problems:
-            raise self.wrong(self.root, f"holds none of {', '.join(self.names)}")
+        return super().check() + ([f"{self.root}: {', '.join(absent)} not there"] if absent else [])
 
     def _root(self, name: str) -> Path:
         return self.root / name

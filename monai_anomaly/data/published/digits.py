@@ -13,7 +13,7 @@ __all__ = ["Digits"]
 _SEED = 0
 
 
-class Digits(ClassifiedSet):
+class Digits(ClassifiedSet, key="digits"):
     """Handwritten digits, 8 x 8, gray, that come with scikit-learn.
 
     The set is published without sides. Of each class one image in three, drawn with a fixed seed, is on the test
@@ -23,17 +23,6 @@ class Digits(ClassifiedSet):
     Args:
         root: not used; there are no files.
     """
-
-    key = "digits"
-    title = "scikit-learn's digits"
-    source = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
-    licence = "CC BY 4.0"
-    citation = "Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI Machine Learning Repository, 1998"
-    protocol = (
-        "Two thirds of the images of one digit train; the other third of all ten digits tests, those of the other "
-        "nine abnormal. No paper's protocol: the set has no published sides."
-    )
-    classes = tuple("0123456789")
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(self.key)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
 
-__all__ = ["RemoteFile", "fetch", "file_digest", "remote_files", "unpack"]
+__all__ = ["RemoteFile", "fetch", "file_digest", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,6 @@ class RemoteFile:
     def checksum(self) -> tuple[str, str]:
         """The algorithm and the digest by which the file is checked; an empty digest checks nothing."""
         return ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
-
-
-def remote_files(address: str, sha256: Mapping[str, str]) -> tuple[RemoteFile, ...]:
-    """The files that a publisher offers under one address.
-
-    Args:
-        address: their common address, without the slash at its end.
-        sha256: by name the digest of each.
-    """
-    return tuple(RemoteFile(name, f"{address}/{name}", sha256=digest) for name, digest in sha256.items())
 
 
 def fetch(file: RemoteFile, root: Path, unpacks: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from .layout import FileSet, ImageFile, Sides, patients_fact
 __all__ = ["OCT2017", "BrainMRI", "ChestXray", "Endosome", "FolderSet"]
 
 
-class FolderSet(FileSet):
+class FolderSet(FileSet, key="folders"):
     """Images in ``train/normal``, ``test/normal``, ``test/abnormal`` and, with the same stems, ``test/masks``.
 
     The patient of an image is what ``patients.csv`` (columns ``image``, relative to the root, and ``patient``) says,
@@ -33,15 +34,7 @@ class FolderSet(FileSet):
         patient_regex: regular expression with one group.
     """
 
-    key = "folders"
-    title = "a set in folders train/normal, test/normal, test/abnormal"
-    source = "your own"
-    licence = "your own"
-    citation = ""
-    protocol = "train/normal trains, test/normal and test/abnormal test; no patient and no image may be on both sides."
-    by_hand = "Put images into train/normal, test/normal, test/abnormal and, named as those, masks into test/masks."
     patient_regex: str | None = None
-    counts: ClassVar[dict[str, int]] = {}  # published, of each of the three folders
 
     def __init__(self, root: str | Path, patient_regex: str | None = None) -> None:
         super().__init__(root)
@@ -83,41 +76,9 @@ class FolderSet(FileSet):
         sides = Sides(files(training), files(cohort.test))
         return sides._replace(facts=patients_fact([*sides.training, *sides.test]))
 
-    def check(self) -> list[str]:
-        problem = self.problem("all")
-        abnormal = int(problem.test.labels.sum())
-        found = {
-            "train/normal": len(problem.training),
-            "test/normal": len(problem.test) - abnormal,
-            "test/abnormal": abnormal,
-        }
-        return super().check() + [
-            note
-            for folder, count in self.counts.items()
-            for note in count_notes(self.root / folder, {"images": (found[folder], count)})
-        ]
 
-
-class Endosome(FolderSet):
+class Endosome(FolderSet, key="endosome"):
     """Fluorescence microscopy: ring-like endosomes are normal, other patterns abnormal."""
-
-    key = "endosome"
-    title = "Endosome"
-    source = "https://doi.org/10.1371/journal.pone.0218931"
-    licence = "of the article CC BY 4.0; of the images not stated"
-    citation = (
-        "Lin et al., A two-stage method for automated detection of ring-like endosomes in fluorescent microscopy "
-        "images, PLoS ONE 14(6), 2019"
-    )
-    protocol = (
-        "DDR-ID section 4.3: 165 endosomes train, 214 others and 366 non-endosome patterns test. No folder layout is "
-        "published with the article: the product's own is read."
-    )
-    by_hand = (
-        "Ask the authors of https://doi.org/10.1371/journal.pone.0218931 for the patterns, and put endosomes of the "
-        "training set into train/normal, of the test set into test/normal, other patterns into test/abnormal."
-    )
-    counts: ClassVar[dict[str, int]] = {"train/normal": 165, "test/normal": 214, "test/abnormal": 366}
 
 
 class _ClassFolders(FileSet):
@@ -134,7 +95,6 @@ class _ClassFolders(FileSet):
         return Sides(self._files("train", self.normal), test)
 
     def check(self) -> list[str]:
-        self.problem("all")
         return super().check() + [
             note
             for folder, published in self.counts.items()
@@ -157,59 +117,20 @@ class _ClassFolders(FileSet):
         return next(group for group in match.groups() if group)
 
 
-class OCT2017(_ClassFolders):
+class OCT2017(_ClassFolders, key="oct2017"):
     """Optical coherence tomography of the retina: normal, neovascularisation (CNV), macular oedema (DME), drusen."""
 
-    key = "oct2017"
-    title = "OCT2017"
-    source = "https://data.mendeley.com/datasets/rscbjbr9sj"
-    licence = "CC BY 4.0"
-    citation = (
-        "Kermany et al., Identifying medical diagnoses and treatable diseases by image-based deep learning, Cell 2018"
-    )
-    protocol = (
-        "ProxyAno section IV-C: normals of the published training folder train, the whole published test folder tests. "
-        "Training images of patients who are in the test folder are left out, and counted."
-    )
-    by_hand = (
-        "Fetch the OCT archive from https://data.mendeley.com/datasets/rscbjbr9sj (CC BY 4.0), unpack it, and name the "
-        "folder OCT2017 or the one around it."
-    )
-    inner = ("OCT2017", "OCT2017 ", "CellData/OCT")
     abnormal = ("CNV", "DME", "DRUSEN")
     patient = r"[A-Z]+-([0-9]+)-[0-9]+\."
     form = "NORMAL-<patient>-<number>.jpeg"
-    counts: ClassVar[dict[str, tuple[int, ...]]] = {
-        "train/NORMAL": (26315, 51140),
-        **{f"test/{kind}": (242, 250) for kind in ("NORMAL", "CNV", "DME", "DRUSEN")},
-    }
 
 
-class ChestXray(_ClassFolders):
+class ChestXray(_ClassFolders, key="cxr_kermany"):
     """Chest X-rays of children: normal and pneumonia, bacterial or viral."""
 
-    key = "cxr_kermany"
-    title = "Kermany's chest X-rays"
-    source = "https://data.mendeley.com/datasets/rscbjbr9sj"
-    licence = "CC BY 4.0"
-    citation = OCT2017.citation
-    protocol = (
-        "Normals of the published training folder train, the whole published test folder tests. Training images of "
-        "patients who are in the test folder are left out, and counted."
-    )
-    by_hand = (
-        "Fetch the chest X-ray archive from https://data.mendeley.com/datasets/rscbjbr9sj (CC BY 4.0), unpack it, and "
-        "name the folder chest_xray or the one around it."
-    )
-    inner = ("chest_xray", "CellData/chest_xray")
     abnormal = ("PNEUMONIA",)
     patient = r"(?:(?:NORMAL|BACTERIA|VIRUS)-([0-9]+)-[0-9]|((?:NORMAL2-)?IM-[0-9]+)-|(person[0-9]+)_)"
     form = "IM-<patient>-<number>.jpeg, person<patient>_bacteria_<number>.jpeg or NORMAL-<patient>-<number>.jpeg"
-    counts: ClassVar[dict[str, tuple[int, ...]]] = {
-        "train/NORMAL": (1341, 1349),
-        "test/NORMAL": (234,),
-        "test/PNEUMONIA": (390,),
-    }
 
     def _kind(self, folder: str, file: Path) -> str:
         cause = re.search(r"bacteria|virus", file.name, re.IGNORECASE)
@@ -227,7 +148,7 @@ _BRAIN_KINDS = {
 }
 
 
-class BrainMRI(FileSet):
+class BrainMRI(FileSet, key="brain_mri"):
     """Brain MRI images from the web, without and with tumours.
 
     ProxyAno joins two sources: one is the set of the four classes, in folders ``Training`` and ``Testing`` of
@@ -235,28 +156,11 @@ class BrainMRI(FileSet):
     an article alone. Sets in folders ``yes`` and ``no`` are read beside it, or without it.
     """
 
-    key = "brain_mri"
-    title = "Brain MRI"
-    source = "https://www.kaggle.com/sartajbhuvaji/brain-tumor-classification-mri"
-    licence = "not established; see the page"
-    citation = (
-        "Zhou et al., Proxy-bridged image reconstruction network for anomaly detection in medical images, TMI 2022"
-    )
-    protocol = (
-        "ProxyAno section IV-B has 500 normals to train, 500 normals and 500 abnormals to test, and leaves the split "
-        "open: drawn by seed 0 from images that differ (copies are dropped; near-copies are not found). Half of the "
-        "normals train, up to 500; of the others up to 500 test, and up to 500 abnormals. Patients are not known, and "
-        "the sources mix modalities and planes between the classes."
-    )
-    by_hand = (
-        "Fetch the Kaggle set sartajbhuvaji/brain-tumor-classification-mri (folders Training and Testing), another "
-        "with folders yes and no, or both (see the pages for their licences), and unpack them below one folder."
-    )
     most: ClassVar[int] = 500
     seed: ClassVar[int] = 0
 
     def _sides(self, name: str) -> Sides:
-        files, copies = self._distinct()
+        files, copies = self._distinct
         rng = np.random.default_rng(self.seed)
         normal = rng.permutation([i for i, file in enumerate(files) if not file.abnormal])
         abnormal = rng.permutation([i for i, file in enumerate(files) if file.abnormal])
@@ -266,17 +170,11 @@ class BrainMRI(FileSet):
         return Sides([files[i] for i in sorted(normal[:train])], [files[i] for i in test], facts)
 
     def check(self) -> list[str]:
-        notes = super().check()
-        problem = self.problem("all")
-        if problem.facts["copies_dropped"]:
-            notes.append(f"{self.root}: {problem.facts['copies_dropped']} images are copies of others and not used")
-        sides = {
-            "images to train on": len(problem.training),
-            "images normal to test": int((problem.test.labels == 0).sum()),
-            "images abnormal to test": int(problem.test.labels.sum()),
-        }
-        return notes + count_notes(self.root, {what: (n, self.most) for what, n in sides.items()}, "ProxyAno has")
+        copies = self._distinct[1]
+        dropped = [f"{self.root}: {copies} images are copies of others and not used"] if copies else []
+        return super().check() + dropped
 
+    @cached_property
     def _distinct(self) -> tuple[list[ImageFile], int]:
         """Images that differ, and how many copies there are besides."""
         first: dict[str, ImageFile] = {}

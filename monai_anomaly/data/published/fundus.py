@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_anomaly.io.image_files import picture_size, read_mask, read_picture
 
-from .base import count_notes, find_folder
+from .base import PublishedSet, count_notes, find_folder
 from .layout import FileSet, ImageFile, Sides, files_by_stem
 
 __all__ = ["IDRiD", "patch_borders"]
@@ -42,31 +42,13 @@ def patch_borders(size: int, patches: int) -> list[int]:
     return [index * size // patches for index in range(patches + 1)]
 
 
-class IDRiD(FileSet):
+class IDRiD(FileSet, key="idrid"):
     """Patches of fundus photographs, 3 x 3 of each; one problem of all lesions and one of each kind.
 
     Groups are photographs: the set names no patients. An outline file that is missing marks nothing, as published
     (only lesions that a photograph shows have one).
     """
 
-    key = "idrid"
-    title = "IDRiD"
-    source = "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid"
-    licence = "CC BY 4.0"
-    citation = (
-        "Porwal et al., IDRiD: Diabetic retinopathy - segmentation and grading challenge, Medical Image Analysis 2020"
-    )
-    protocol = (
-        "ProxyAno section IV-D: patches of the photographs of grade 0 in the training part of B. Disease Grading (134) "
-        "train, patches of the photographs with outlines in A. Segmentation test. The paper has 69 of these, the set "
-        "81 (54 and 27), of which none is normal: all 81 test. A patch is abnormal where a lesion (of the problem's "
-        "kind) is outlined in it; patches with lesions of other kinds alone are left out."
-    )
-    by_hand = (
-        "Fetch A. Segmentation.zip and B. Disease Grading.zip from "
-        "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid (CC BY 4.0), unpack "
-        "both into one folder."
-    )
     patches: ClassVar[tuple[int, int]] = (3, 3)
 
     def __init__(self, root: str | Path) -> None:
@@ -107,7 +89,8 @@ class IDRiD(FileSet):
             "photographs normal to train on": (len(self._normals()), 134),
             "photographs with outlines": (len(self._outlined()), 81),
         }
-        return super().check() + count_notes(self.root, counts)
+        # not every kind of lesion need be there: no look at the single problems
+        return PublishedSet.check(self) + count_notes(self.root, counts)
 
     def _part(self, name: str) -> Path:
         # the archives unpack into folders of their own names, which some tools double or encode

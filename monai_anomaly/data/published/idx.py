@@ -15,15 +15,10 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 
 from .classes import ClassifiedSet
-from .download import remote_files
 
 __all__ = ["FashionMNIST", "IdxSet", "MNIST", "read_idx"]
 
 _UNSIGNED_BYTE = 8  # the type code of the format; these sets use no other
-_PROTOCOL = (
-    "The 60,000-image training side of one class trains; all 10,000 test images test, those of the other nine "
-    "classes abnormal (DDR-ID, protocol of Deep SVDD; ITAE; HFR-AE)."
-)
 
 
 class IdxSet(ClassifiedSet):
@@ -66,67 +61,12 @@ class IdxSet(ClassifiedSet):
         return images, labels.astype(np.int64)
 
 
-class MNIST(IdxSet):
+class MNIST(IdxSet, key="mnist"):
     """Handwritten digits, 28 x 28, gray."""
 
-    key = "mnist"
-    title = "MNIST"
-    source = "http://yann.lecun.com/exdb/mnist/"
-    licence = "CC BY-SA 3.0"
-    citation = "LeCun et al., Gradient-based learning applied to document recognition, Proc. IEEE 1998"
-    protocol = _PROTOCOL
-    inner = ("raw", "MNIST/raw")
-    classes = tuple("0123456789")
-    counts: ClassVar[dict[str, tuple[int, ...]]] = {
-        "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
-        "t10k": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
-    }
-    contents: ClassVar[dict[str, str]] = {
-        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    }
-    # The publisher's own server gives them no longer; this is the mirror that PyTorch keeps.
-    files = remote_files(
-        "https://ossci-datasets.s3.amazonaws.com/mnist",
-        {
-            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        },
-    )
 
-
-class FashionMNIST(IdxSet):
+class FashionMNIST(IdxSet, key="fashion_mnist"):
     """Images of clothing, 28 x 28, gray."""
-
-    key = "fashion_mnist"
-    title = "Fashion-MNIST"
-    source = "https://github.com/zalandoresearch/fashion-mnist"
-    licence = "MIT"
-    citation = "Xiao et al., Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, 2017"
-    protocol = _PROTOCOL
-    inner = ("raw", "FashionMNIST/raw")
-    # The published names, without what no file name takes.
-    classes = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
-    counts: ClassVar[dict[str, tuple[int, ...]]] = {"train": (6000,) * 10, "t10k": (1000,) * 10}
-    contents: ClassVar[dict[str, str]] = {
-        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-    }
-    files = remote_files(
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-        {
-            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        },
-    )
 
 
 def read_idx(path: Path) -> np.ndarray:

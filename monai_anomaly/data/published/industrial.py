@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,6 @@ from typing import ClassVar
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures
 
-from .download import remote_files
 from .layout import FileSet, ImageFile, Sides
 
 __all__ = ["BTAD", "MVTecAD", "VisA"]
@@ -20,8 +18,6 @@ __all__ = ["BTAD", "MVTecAD", "VisA"]
 class _Inspection(FileSet):
     """What the three sets share: categories with normal training images and a marked test side."""
 
-    # Category -> number of training images, normal test images, abnormal ones.
-    published: ClassVar[dict[str, tuple[int, int, int]]]
     apart = False
     _category = ""  # where the folder is one category's: its name
 
@@ -31,33 +27,23 @@ class _Inspection(FileSet):
 
     def _sides(self, name: str) -> Sides:
         training, test = self._cases(name)
-        without = _without_mask(test)
+        without = sum(file.abnormal and file.mask is None for file in test)
         return Sides(training, test, {"abnormal_without_mask": without} if without else {})
 
     def check(self) -> list[str]:
         notes = super().check()
         if self._category:
             notes.append(f"{self.root / self._category}: a part of the set: one category")
-        elif absent := [name for name in self.published if name not in self.problems]:
+        elif absent := [name for name in self.counts if name not in self.problems]:
             notes.append(f"{self.root}: a part of the set: no {', '.join(absent)}")
+        notes += [f"{name}: is no published category" for name in self.problems if name not in self.counts]
         for name in self.problems:
-            training, test = self._cases(name)
-            abnormal = sum(file.abnormal for file in test)
-            found = (len(training), len(test) - abnormal, abnormal)
-            if name not in self.published:
-                notes.append(f"{name}: is no published category")
-            elif found != self.published[name]:
-                expected = " + ".join(map(str, self.published[name]))
-                notes.append(
-                    f"{name}: {' + '.join(map(str, found))} images (training + normal + abnormal), not {expected}"
-                )
-            if without := _without_mask(test):
+            _, test, facts = self._sides(name)
+            if facts:
+                abnormal = sum(file.abnormal for file in test)
+                without = facts["abnormal_without_mask"]
                 notes.append(f"{name}: {without} of {abnormal} abnormal images have no mask, so none are used")
         return notes
-
-
-def _without_mask(files: Sequence[ImageFile]) -> int:
-    return sum(file.abnormal and file.mask is None for file in files)
 
 
 class _Folders(_Inspection):
@@ -79,7 +65,7 @@ class _Folders(_Inspection):
         if self._category:
             return (self._category,)
         found = {path.parent.parent.name for path in self.root.glob(f"*/train/{self.normal}") if path.is_dir()}
-        return (*(name for name in self.published if name in found), *sorted(found - self.published.keys()))
+        return (*(name for name in self.counts if name in found), *sorted(found - self.counts.keys()))
 
     def _cases(self, name: str) -> tuple[list[ImageFile], list[ImageFile]]:
         folder = self.root / name
@@ -100,7 +86,7 @@ class _Folders(_Inspection):
         return training, test
 
 
-class MVTecAD(_Folders):
+class MVTecAD(_Folders, key="mvtec_ad"):
     """Ten objects and five textures, with defects of several types each.
 
     Args:
@@ -110,41 +96,11 @@ class MVTecAD(_Folders):
         InputError: if the folder is missing.
     """
 
-    key = "mvtec_ad"
-    title = "MVTec AD"
-    source = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
-    licence = "CC BY-NC-SA 4.0"
-    citation = "Bergmann et al., MVTec AD: a comprehensive real-world dataset for unsupervised anomaly detection, 2019"
-    protocol = (
-        "The published sides of each category: train/good trains, all of test tests (Bergmann et al.; ITAE; HFR-AE; "
-        "DAAD)."
-    )
-    by_hand = (
-        "Fill in the form at https://www.mvtec.com/company/research/datasets/mvtec-ad and unpack the archive, so that "
-        "each category has train/good, test and ground_truth."
-    )
     normal = "good"
     mask_ending = "_mask"
-    published: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "bottle": (209, 20, 63),
-        "cable": (224, 58, 92),
-        "capsule": (219, 23, 109),
-        "carpet": (280, 28, 89),
-        "grid": (264, 21, 57),
-        "hazelnut": (391, 40, 70),
-        "leather": (245, 32, 92),
-        "metal_nut": (220, 22, 93),
-        "pill": (267, 26, 141),
-        "screw": (320, 41, 119),
-        "tile": (230, 33, 84),
-        "toothbrush": (60, 12, 30),
-        "transistor": (213, 60, 40),
-        "wood": (247, 19, 60),
-        "zipper": (240, 32, 119),
-    }
 
 
-class BTAD(_Folders):
+class BTAD(_Folders, key="btad"):
     """Three products of beanTech: ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko``; PNG and BMP mixed.
 
     Args:
@@ -154,28 +110,11 @@ class BTAD(_Folders):
         InputError: if the folder is missing.
     """
 
-    key = "btad"
-    title = "BTAD"
-    source = "https://github.com/pankajmishra000/VT-ADL"
-    licence = "CC BY-SA 4.0"
-    citation = "Mishra et al., VT-ADL: a vision transformer network for image anomaly detection and localization, 2021"
-    protocol = "The published sides of each product: train/ok trains, test/ok and test/ko test (Mishra et al.)."
     normal = "ok"
     mask_ending = ""
-    inner = ("BTech_Dataset_transformed",)
-    published: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "01": (400, 21, 49),
-        "02": (399, 30, 200),
-        "03": (1000, 400, 41),
-    }
-    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"btad.zip": ("BTech_Dataset_transformed",)}
-    files = remote_files(
-        "https://avires.dimi.uniud.it/papers/btad",
-        {"btad.zip": "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a"},
-    )
 
 
-class VisA(_Inspection):
+class VisA(_Inspection, key="visa"):
     """Twelve objects; the one-class split is the published table ``split_csv/1cls.csv``.
 
     The published defect types stand in each object's ``image_anno.csv``; without that file every abnormal image is
@@ -187,34 +126,6 @@ class VisA(_Inspection):
     Raises:
         InputError: if the folder is missing.
     """
-
-    key = "visa"
-    title = "VisA"
-    source = "https://github.com/amazon-science/spot-diff"
-    licence = "CC BY 4.0"
-    citation = "Zou et al., SPot-the-difference self-supervised pre-training for anomaly detection, ECCV 2022"
-    protocol = (
-        "The published one-class split (split_csv/1cls.csv): its train rows train, its test rows test (Zou et al.)."
-    )
-    published: ClassVar[dict[str, tuple[int, int, int]]] = {
-        "candle": (900, 100, 100),
-        "capsules": (542, 60, 100),
-        "cashew": (450, 50, 100),
-        "chewinggum": (453, 50, 100),
-        "fryum": (450, 50, 100),
-        "macaroni1": (900, 100, 100),
-        "macaroni2": (900, 100, 100),
-        "pcb1": (904, 100, 100),
-        "pcb2": (901, 100, 100),
-        "pcb3": (905, 101, 100),
-        "pcb4": (904, 101, 100),
-        "pipe_fryum": (450, 50, 100),
-    }
-    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {"VisA_20220922.tar": ("pipe_fryum", "split_csv")}
-    files = remote_files(
-        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com",
-        {"VisA_20220922.tar": "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362"},
-    )
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures, picture_size, read_mask, read_picture
 
-from .base import ImageSet, Problem, PublishedSet
+from .base import ImageSet, Problem, PublishedSet, count_notes
 
 __all__ = [
     "FileSet",
@@ -105,6 +105,9 @@ class Sides(NamedTuple):
 class FileSet(PublishedSet):
     """A set whose images lie in files."""
 
+    # published, of a problem: images to train on, normal and abnormal ones to test
+    counts: ClassVar[dict[str, Any]] = {}
+    counted: ClassVar[str] = ""  # who has these numbers, where it is not the publisher
     colour: ClassVar[bool] = False  # gray images become colour too
     video: ClassVar[bool] = False
     apart: ClassVar[bool] = True  # training images of test patients are left out, and counted
@@ -115,6 +118,25 @@ class FileSet(PublishedSet):
         training, test = (image_set(root, side, self.colour) for side in (sides.training, sides.test))
         problem = Problem(name, training, test, self.video, sides.facts)
         return one_class_problem(root, problem) if self.apart else problem
+
+    def check(self) -> list[str]:
+        notes = super().check()
+        for name in self.problems:
+            problem = self.problem(name)
+            abnormal = int(problem.test.labels.sum())
+            training = len(problem.training) + problem.facts.get("left_out", 0)
+            found = {
+                "images to train on": training,
+                "normal images to test": len(problem.test) - abnormal,
+                "abnormal images to test": abnormal,
+            }
+            counts = dict(zip(found, zip(found.values(), self._counts(name))))
+            notes += count_notes(name, counts, self.counted)
+        return notes
+
+    def _counts(self, name: str) -> Sequence[int]:
+        """The published numbers of a problem, where there are any."""
+        return self.counts.get(name, ())
 
     def _root(self, name: str) -> Path:
         """What the images of a problem are named relative to."""

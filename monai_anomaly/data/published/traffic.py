@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import list_pictures, read_picture
 
-from .download import RemoteFile
 from .layout import FileSet, ImageFile, Sides
 
 __all__ = ["GTSRBStopSigns", "Sign"]
 
-_ARCHIVE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 _COLUMNS = ("Filename", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId")
 
 
@@ -51,7 +48,7 @@ class Sign:
         return picture[top:bottom, left:right].copy()
 
 
-class GTSRBStopSigns(FileSet):
+class GTSRBStopSigns(FileSet, key="gtsrb_stop_signs"):
     """Stop signs to train on, other stop signs and adversarial images made of them to test on.
 
     Signs are read without the border that the published tables mark (about a tenth of the image on each side).
@@ -69,32 +66,7 @@ class GTSRBStopSigns(FileSet):
         Ruff et al., Deep one-class classification, ICML 2018, section 4.3; Lin et al., DDR-ID, 2022, section 4.4.
     """
 
-    key = "gtsrb_stop_signs"
-    title = "GTSRB"
-    source = "https://benchmark.ini.rub.de/gtsrb_dataset.html"
-    licence = "none stated; offered for research, the authors ask to cite the paper"
-    citation = (
-        "Stallkamp et al., Man vs. computer: benchmarking machine learning algorithms for traffic sign recognition, "
-        "Neural Networks 2012"
-    )
-    protocol = (
-        "The 780 training images of stop signs (class 14) train; their 270 test images and 20 adversarial ones "
-        "made by the Boundary Attack from random test stop signs test, without borders (DDR-ID, protocol of Deep SVDD)."
-    )
     stop_sign = 14
-    unpacks: ClassVar[dict[str, tuple[str, ...]]] = {
-        "GTSRB_Final_Training_Images.zip": ("GTSRB/Final_Training",),
-        "GTSRB_Final_Test_Images.zip": ("GTSRB/Final_Test",),
-        "GTSRB_Final_Test_GT.zip": ("GT-final_test.csv",),
-    }
-    files = tuple(
-        RemoteFile(name, f"{_ARCHIVE}/{name}", md5=md5)
-        for name, md5 in (
-            ("GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3"),
-            ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185"),
-            ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
-        )
-    )
     apart = False
 
     def __init__(self, root: str | Path) -> None:
@@ -152,16 +124,6 @@ class GTSRBStopSigns(FileSet):
             read = partial(read_picture, path, colour=True)
             test.append(ImageFile(path, True, "adversarial", group, name=f"adversarial/{path.name}", read=read))
         return Sides(training, test)
-
-    def check(self) -> list[str]:
-        counts = {
-            "training images of stop signs": (len(self.training_signs(self.stop_sign)), 780),
-            "test images of stop signs": (len(self._normal()), 270),
-            "adversarial images": (len(self._adversarial()), 20),
-        }
-        return super().check() + [
-            f"{found} {what}, the protocol has {count}" for what, (found, count) in counts.items() if found != count
-        ]
 
     def _normal(self) -> list[Sign]:
         signs = [sign for sign in self.test_signs() if sign.kind == self.stop_sign]

@@ -119,22 +119,10 @@ class VideoSet(FileSet):
         return self.wrong(frames, f"is missing, it is part of {self.title}")
 
 
-class Ped2(VideoSet):
+class Ped2(VideoSet, key="ped2"):
     """UCSD Ped2: pedestrians on a walkway; bicycles, skaters and carts are abnormal."""
 
-    key = "ped2"
-    title = "UCSD Ped2"
-    source = "http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm"
-    licence = "none stated; research use, citation asked for"
-    citation = "Mahadevan et al., Anomaly detection in crowded scenes, CVPR 2010"
-    by_hand = (
-        "Fetch UCSD_Anomaly_Dataset.tar.gz from http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm, unpack it, and "
-        "name the folder UCSD_Anomaly_Dataset.v1p2 or its UCSDped2 (no licence is stated: research use)."
-    )
-    folders: ClassVar[dict[str, str]] = {"training": "Train", "test": "Test"}
-    inner = ("UCSDped2", "UCSD_Anomaly_Dataset.v1p2/UCSDped2")
     clip_pattern = r"(Train|Test)[0-9]+"
-    published: ClassVar[dict[str, tuple[int, int]]] = {"training": (16, 2550), "test": (12, 2010)}
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -240,26 +228,8 @@ class _CountedSet(VideoSet):
         return mask
 
 
-class Avenue(_CountedSet):
+class Avenue(_CountedSet, key="avenue"):
     """CUHK Avenue: people in front of a station; running, throwing and loitering are abnormal."""
-
-    key = "avenue"
-    title = "CUHK Avenue"
-    source = "http://www.cse.cuhk.edu.hk/leojia/projects/detectabnormal/dataset.html"
-    licence = "none stated; research use, citation asked for"
-    citation = "Lu, Shi, Jia, Abnormal event detection at 150 FPS in Matlab, ICCV 2013"
-    by_hand = (
-        "Fetch Avenue_Dataset.zip and ground_truth_demo.zip from "
-        "http://www.cse.cuhk.edu.hk/leojia/projects/detectabnormal/dataset.html, unpack both into one folder, and "
-        "extract the frames of each video to training/frames/<video> and testing/frames/<video> (no licence is stated: "
-        "research use)."
-    )
-    folders: ClassVar[dict[str, str]] = {"training": "training/frames", "test": "testing/frames"}
-    videos: ClassVar[dict[str, tuple[str, ...]]] = {
-        "training": ("training_videos", "Avenue Dataset/training_videos", "training/videos"),
-        "test": ("testing_videos", "Avenue Dataset/testing_videos", "testing/videos"),
-    }
-    published: ClassVar[dict[str, tuple[int, int]]] = {"training": (16, 15328), "test": (21, 15324)}
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -285,22 +255,8 @@ class Avenue(_CountedSet):
         return _volume_labels(self._file(clip))[index] > 0
 
 
-class ShanghaiTech(_CountedSet):
+class ShanghaiTech(_CountedSet, key="shanghaitech"):
     """ShanghaiTech Campus: thirteen scenes; vehicles, chasing and fighting are abnormal."""
-
-    key = "shanghaitech"
-    title = "ShanghaiTech Campus"
-    source = "https://svip-lab.github.io/dataset/campus_dataset.html"
-    licence = "none stated; research use, citation asked for"
-    citation = "Luo, Liu, Gao, A revisit of sparse coding based anomaly detection in stacked RNN framework, ICCV 2017"
-    by_hand = (
-        "Fetch the archive linked from https://svip-lab.github.io/dataset/campus_dataset.html, unpack it, and extract "
-        "the frames of each training video to training/frames/<video> (no licence is stated: research use)."
-    )
-    inner = ("shanghaitech",)
-    folders: ClassVar[dict[str, str]] = {"training": "training/frames", "test": "testing/frames"}
-    videos: ClassVar[dict[str, tuple[str, ...]]] = {"training": ("training/videos",), "test": ("testing/videos",)}
-    published: ClassVar[dict[str, tuple[int, int]]] = {"training": (330, 274515), "test": (107, 40791)}
 
     def _array(self, clip: Clip, kind: str) -> Path:
         name = f"{clip.name}.npy"

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from monai_anomaly.data.cohort import load_cohort, write_datalist
+from monai_anomaly.data.cohort import load_cohort, relative_item, write_datalist
 from monai_anomaly.exceptions import InputError
 from monai_anomaly.io.image_files import natural_key
 from monai_anomaly.io.load import NIFTI_SUFFIXES, read_voxels, scan_suffix
@@ -77,15 +77,8 @@ class PublishedCohort(Published):
             lesion = bool((read_voxels(outline).array > 0).any())
             match = re.fullmatch(self.cases, folder.name)
             assert match is not None
-            item: dict[str, Any] = {
-                "case": folder.name,
-                "image": str(image),
-                "patient": match[1],
-                "label": int(lesion),
-            }
-            if lesion:
-                item["mask"] = str(outline)
-            items.append(item)
+            item = {"case": folder.name, "image": str(image), "patient": match[1], "label": int(lesion)}
+            items.append({**item, "mask": str(outline)} if lesion else item)
         return items
 
     def write_datalist(
@@ -128,9 +121,7 @@ class PublishedCohort(Published):
                 test_fraction=test_fraction,
                 seed=seed,
             )
-        for item in items:
-            paths = {key: Path(os.path.relpath(item[key], output.parent)).as_posix() for key in item.keys() & _PATHS}
-            datalist["test"].append({**item, **paths})
+        datalist["test"] += [relative_item(item, output.parent) for item in items]
         datalist["name"] = self.key
         write_json(output, datalist)
         try:
@@ -179,58 +170,15 @@ class PublishedCohort(Published):
         return found[0]
 
 
-_PATHS = {"image", "mask"}
-
-
-class BraTSCohort(PublishedCohort):
+class BraTSCohort(PublishedCohort, key="brats"):
     """BraTS: gliomas in four modalities, of 2013 to 2023 and after; all its cases have a tumour."""
 
-    key = "brats"
-    title = "BraTS"
-    source = "https://www.synapse.org/brats"
-    licence = "the data use terms of the challenge, accepted at registration"
-    citation = (
-        "Menze et al., The multimodal brain tumor image segmentation benchmark (BRATS), IEEE TMI 2015; Baid et al., "
-        "The RSNA-ASNR-MICCAI BraTS 2021 benchmark, arXiv:2107.02314"
-    )
-    by_hand = (
-        "Register at https://www.synapse.org/brats, accept the data use terms, fetch a training set, unpack it, and "
-        "name the folder of its cases."
-    )
     cases = r"(BraTS\d*_\w*?_?[0-9]+|BraTS-[A-Z]+-[0-9]+|[Bb]rats_\w+?_pat[0-9]+)(?:[-_][0-9]+)?"
-    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
-        "flair": ("flair", "t2f"),
-        "t1": ("t1", "t1n"),
-        "t1ce": ("t1ce", "t1c", "t1gd"),
-        "t2": ("t2", "t2w"),
-    }
     outline = r"seg|otmulticlass"
-    published = (335, 369, 1251)
 
 
-class MSLUBCohort(PublishedCohort):
+class MSLUBCohort(PublishedCohort, key="mslub"):
     """The Ljubljana cohort: 30 patients with multiple sclerosis, lesions outlined by consensus of three readers."""
 
-    key = "mslub"
-    title = "MSLUB"
-    source = "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/"
-    licence = "CC BY"
-    citation = (
-        "Lesjak et al., A novel public MR image dataset of multiple sclerosis patients with lesion segmentations based "
-        "on multi-rater consensus, Neuroinformatics 2018"
-    )
-    by_hand = (
-        "Fetch the cross-sectional set from https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS/ or "
-        "https://github.com/muschellij2/open_ms_data (CC BY), and name one of its folders of patients (raw, "
-        "coregistered or MNI). Outlines are on the grid of FLAIR: for another modality take a folder in which it is "
-        "laid on that."
-    )
     cases = r"(?:[A-Za-z]+_)?(patient[0-9]+)"
-    modalities: ClassVar[dict[str, tuple[str, ...]]] = {
-        "flair": ("flair",),
-        "t1": ("t1w", "t1"),
-        "t1ce": ("t1wks", "t1post"),
-        "t2": ("t2w", "t2"),
-    }
     outline = r"consensus_gt|gold_standard(_.*)?"
-    published = (30,)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
+
 __all__ = ["ContrastInput", "ContrastNormalization", "global_contrast"]
 
 
@@ -55,10 +57,8 @@ class ContrastNormalization(nn.Module):
 
     def __init__(self, norm: str | None = "l1", rescale: str | None = "training") -> None:
         super().__init__()
-        if norm not in ("l1", "l2", None):
-            raise ValueError(f"contrast is 'l1', 'l2' or None, got {norm!r}")
-        if rescale not in ("training", "image", None):
-            raise ValueError(f"rescale is 'training', 'image' or None, got {rescale!r}")
+        check_choice("contrast", norm, "l1", "l2", None)
+        check_choice("rescale", rescale, "training", "image", None)
         self.norm, self.rescale = norm or "", rescale or ""
         self.register_buffer("lower", torch.zeros(()))
         self.register_buffer("upper", torch.ones(()))

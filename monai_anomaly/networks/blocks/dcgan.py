@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from .encoder_decoder import doubling, halving
+
 __all__ = ["DCGANDecoder", "DCGANEncoder", "LatentAutoencoder", "LatentDiscriminator", "dcgan_widths"]
 
 _LEAKY = ("LEAKYRELU", {"negative_slope": 0.2})  # Table 1
@@ -67,20 +69,7 @@ class DCGANEncoder(nn.Module):
         stages: list[nn.Module] = []
         for i, (width, before) in enumerate(zip(widths, [in_channels, *widths])):
             norm = ("BATCH", {"affine": affine}) if i > 0 or first_norm else None
-            stages.append(
-                Convolution(
-                    2,
-                    before,
-                    width,
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    norm=norm,
-                    act=_LEAKY,
-                    adn_ordering=order,
-                    bias=bias,
-                )
-            )
+            stages.append(halving(2, before, width, norm, _LEAKY, order, bias))
         self.convolutions = nn.Sequential(*stages)
         self.to_latent = nn.Linear(4 * widths[-1], latent_channels, bias=bias)
 
@@ -133,23 +122,10 @@ class DCGANDecoder(nn.Module):
         for i, (width, before) in enumerate(zip(widths, [latent_channels, *widths])):
             last = i == len(widths) - 1
             bare = last and not projection
-            stages.append(
-                Convolution(
-                    2,
-                    before,
-                    out_channels if bare else width,
-                    strides=1 if i == 0 else 2,
-                    kernel_size=4,
-                    padding=0 if i == 0 else 1,
-                    output_padding=0,
-                    is_transposed=True,
-                    # the last row of Table 1 has Tanh in the place of norm and activation
-                    norm=None if last else ("BATCH", {"affine": affine}),
-                    act=(output_activation if bare else None) if last else _LEAKY,
-                    adn_ordering=order,
-                    bias=bias,
-                )
-            )
+            # the last row of Table 1 has Tanh in the place of norm and activation
+            norm = None if last else ("BATCH", {"affine": affine})
+            act = (output_activation if bare else None) if last else _LEAKY
+            stages.append(doubling(2, before, out_channels if bare else width, norm, act, order, bias, i == 0))
         if projection:
             stages.append(
                 Convolution(2, channels, out_channels, kernel_size=1, norm=None, act=output_activation, bias=bias)

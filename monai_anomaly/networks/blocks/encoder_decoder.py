@@ -3,11 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-__all__ = ["EncoderDecoder", "StridedDecoder", "StridedEncoder"]
+__all__ = ["EncoderDecoder", "StridedDecoder", "StridedEncoder", "doubling", "halving"]
+
+Layer = str | tuple | None  # a normalisation or an activation, as in MONAI
+
+
+def halving(
+    spatial_dims: int, in_channels: int, channels: int, norm: Layer, act: Layer, order: str = "NA", bias: bool = True
+) -> Convolution:
+    """A convolution 4 of stride 2, which halves the size, then normalisation and activation in this order."""
+    return Convolution(
+        spatial_dims,
+        in_channels,
+        channels,
+        strides=2,
+        kernel_size=4,
+        padding=1,
+        norm=norm,
+        act=act,
+        adn_ordering=order,
+        bias=bias,
+    )
+
+
+def doubling(
+    spatial_dims: int,
+    in_channels: int,
+    channels: int,
+    norm: Layer,
+    act: Layer,
+    order: str = "NA",
+    bias: bool = True,
+    from_one: bool = False,
+) -> Convolution:
+    """The transposed ``halving``, which doubles the size; with ``from_one`` it makes 4 pixels a side of one."""
+    return Convolution(
+        spatial_dims,
+        in_channels,
+        channels,
+        strides=1 if from_one else 2,
+        kernel_size=4,
+        padding=0 if from_one else 1,
+        output_padding=0,
+        is_transposed=True,
+        norm=norm,
+        act=act,
+        adn_ordering=order,
+        bias=bias,
+    )
 
 
 class StridedEncoder(nn.Sequential):
@@ -32,28 +80,13 @@ class StridedEncoder(nn.Sequential):
         in_channels: int,
         channels: Sequence[int] = (64, 128, 256, 512),
         latent_channels: int = 64,
-        norm: str | tuple | None = "BATCH",
-        act: str | tuple = ("LEAKYRELU", {"negative_slope": 0.2}),
+        norm: Layer = "BATCH",
+        act: Layer = ("LEAKYRELU", {"negative_slope": 0.2}),
     ) -> None:
-        stages: list[nn.Module] = []
-        width = in_channels
-        for channel in channels:
-            stages.append(
-                Convolution(
-                    spatial_dims,
-                    width,
-                    channel,
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    norm=norm,
-                    act=act,
-                    adn_ordering="NA",
-                )
-            )
-            width = channel
-        stages.append(Convolution(spatial_dims, width, latent_channels, kernel_size=1, conv_only=True))
-        super().__init__(*stages)
+        super().__init__(
+            *(halving(spatial_dims, before, after, norm, act) for before, after in pairwise([in_channels, *channels])),
+            Convolution(spatial_dims, channels[-1], latent_channels, kernel_size=1, conv_only=True),
+        )
 
 
 class StridedDecoder(nn.Sequential):
@@ -74,32 +107,15 @@ class StridedDecoder(nn.Sequential):
         out_channels: int,
         channels: Sequence[int] = (64, 128, 256, 512),
         latent_channels: int = 64,
-        norm: str | tuple | None = "BATCH",
-        act: str | tuple = ("LEAKYRELU", {"negative_slope": 0.2}),
+        norm: Layer = "BATCH",
+        act: Layer = ("LEAKYRELU", {"negative_slope": 0.2}),
     ) -> None:
         widths = list(reversed(channels))
-        stages: list[nn.Module] = [
-            Convolution(spatial_dims, latent_channels, widths[0], kernel_size=1, norm=norm, act=act, adn_ordering="NA")
-        ]
-        for i, width in enumerate(widths):
-            last = i == len(widths) - 1
-            stages.append(
-                Convolution(
-                    spatial_dims,
-                    width,
-                    out_channels if last else widths[i + 1],
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    output_padding=0,
-                    is_transposed=True,
-                    norm=norm,
-                    act=act,
-                    adn_ordering="NA",
-                    conv_only=last,
-                )
-            )
-        super().__init__(*stages)
+        super().__init__(
+            Convolution(spatial_dims, latent_channels, widths[0], kernel_size=1, norm=norm, act=act, adn_ordering="NA"),
+            *(doubling(spatial_dims, before, after, norm, act) for before, after in pairwise(widths)),
+            doubling(spatial_dims, widths[-1], out_channels, None, None),
+        )
 
 
 class EncoderDecoder(nn.Module):

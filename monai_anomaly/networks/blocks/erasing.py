@@ -123,9 +123,6 @@ class Erasing(nn.Module, ABC):
 class GrayErasing(Erasing):
     """Graying: erases the channels; see ``gray``."""
 
-    def __init__(self, spatial_dims: int) -> None:
-        super().__init__(spatial_dims)
-
     def out_channels(self, in_channels: int) -> int:
         """One."""
         return 1
@@ -175,9 +172,6 @@ class CubeRotationErasing(Erasing):
 
 class ScalingErasing(Erasing):
     """Scaling by 0.5 (section 4.4): the negative control, since neighbours tell what it erases; see ``half_scale``."""
-
-    def __init__(self, spatial_dims: int) -> None:
-        super().__init__(spatial_dims)
 
     def forward(self, image: Tensor, version: int) -> Tensor:
         """See ``Erasing.forward``."""

@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
+
 __all__ = ["NearestMemory", "ShrinkageMemory"]
 
 
@@ -163,8 +165,7 @@ class ShrinkageMemory(nn.Module):
         similarity: str = "cosine",
     ) -> None:
         super().__init__()
-        if similarity not in ("cosine", "dot"):
-            raise ValueError(f"similarity is 'cosine' or 'dot', got {similarity!r}")
+        check_choice("similarity", similarity, "cosine", "dot")
         self.item_dim = item_dim
         self.cosine = similarity == "cosine"
         self.shrink_threshold = 1.0 / num_items if shrink_threshold is None else shrink_threshold

@@ -8,6 +8,8 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from .encoder_decoder import doubling
+
 __all__ = ["SkipDecoder"]
 
 
@@ -44,26 +46,11 @@ class SkipDecoder(nn.Module):
         self.entrance = Convolution(
             spatial_dims, latent_channels, widths[0], kernel_size=1, norm=norm, act=act, adn_ordering="NA"
         )
-        stages: list[nn.Module] = []
-        for i, width in enumerate(widths):
-            last = i == len(widths) - 1
-            stages.append(
-                Convolution(
-                    spatial_dims,
-                    width if i == 0 else 2 * width,
-                    out_channels if last else widths[i + 1],
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    output_padding=0,
-                    is_transposed=True,
-                    norm=norm,
-                    act=act,
-                    adn_ordering="NA",
-                    conv_only=last,
-                )
-            )
-        self.stages = nn.ModuleList(stages)
+        inputs = [widths[0], *(2 * width for width in widths[1:])]
+        self.stages = nn.ModuleList(
+            doubling(spatial_dims, before, after, norm, act) for before, after in zip(inputs, widths[1:])
+        )
+        self.stages.append(doubling(spatial_dims, inputs[-1], out_channels, None, None))
 
     def forward(self, z: Tensor, features: list[Tensor]) -> Tensor:
         """The image of a latent map.

@@ -10,6 +10,8 @@ from monai.networks.blocks import Convolution, UpSample
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
+
 __all__ = ["TwoConvolutions", "UNetDecoder", "UNetEncoder", "up_sampling"]
 
 
@@ -26,8 +28,7 @@ def up_sampling(spatial_dims: int, channels: int, mode: str) -> nn.Module:
     """
     if mode == "deconv":
         return UpSample(spatial_dims, channels, channels, mode="deconv")
-    if mode not in ("linear", "nearest"):
-        raise ValueError(f"upsample is 'linear', 'nearest' or 'deconv', got {mode!r}")
+    check_choice("upsample", mode, "linear", "nearest")
     corners = True if mode == "linear" else None
     # Without pre_conv=None there would be a 1 x 1 convolution that Table 10 has not
     return UpSample(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks.encoder_decoder import StridedDecoder, StridedEncoder
 from monai_anomaly.networks.blocks.memory import ShrinkageMemory
 from monai_anomaly.networks.blocks.skip_autoencoder import SkipDecoder
@@ -75,10 +76,8 @@ class Autoencoder(AnomalyDetector):
         distance: str = "absolute",
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=2 ** len(channels))
-        if memory not in (None, "shrinkage"):
-            raise ValueError(f"memory is 'shrinkage' or None, got {memory!r}")
-        if distance not in ("absolute", "squared"):
-            raise ValueError(f"distance is 'absolute' or 'squared', got {distance!r}")
+        check_choice("memory", memory, "shrinkage", None)
+        check_choice("distance", distance, "absolute", "squared")
         self.squared = distance == "squared"
         self.encoder = StridedEncoder(spatial_dims, in_channels, channels, latent_channels)
         self.memory: ShrinkageMemory | None = None

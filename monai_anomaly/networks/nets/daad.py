@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 
-from monai_anomaly.networks.blocks import BlockMemory, StagedFeatures, SymmetricRange, TwoConvolutions
+from monai_anomaly.exceptions import check_choice
+from monai_anomaly.networks.blocks import BlockMemory, StagedFeatures, SymmetricRange, TwoConvolutions, halving
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
 __all__ = ["DAAD", "DAADDiscriminator", "DAADGenerator"]
@@ -148,27 +148,15 @@ class DAADDiscriminator(nn.Module):
         if stages < 1:
             raise ValueError(f"the discriminator needs image sides of 8 pixels or more, got {list(image_size)}")
         act = ("LEAKYRELU", {"negative_slope": 0.2})
-        layers: list[nn.Module] = []
-        width = in_channels
-        for i, channel in enumerate(channels[:stages]):
-            # Table 8 has no batch normalisation after the first convolution.
-            norm = None if i == 0 else "BATCH"
-            layers.append(
-                Convolution(
-                    spatial_dims,
-                    width,
-                    channel,
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    norm=norm,
-                    act=act,
-                    adn_ordering="NA",
-                )
-            )
-            width = channel
-        layers.append(Conv["CONV", spatial_dims](width, feature_channels, kernel_size=4))
-        self.feature_extractor = nn.Sequential(*layers)
+        widths = [in_channels, *channels[:stages]]
+        self.feature_extractor = nn.Sequential(
+            *(
+                # Table 8 has no batch normalisation after the first convolution.
+                halving(spatial_dims, before, after, None if i == 0 else "BATCH", act)
+                for i, (before, after) in enumerate(pairwise(widths))
+            ),
+            Conv["CONV", spatial_dims](widths[-1], feature_channels, kernel_size=4),
+        )
         # The padding lets 3 x 3 see a map of 1 x 1.
         self.classifier = Conv["CONV", spatial_dims](feature_channels, 1, kernel_size=3, padding=1)
 
@@ -274,10 +262,8 @@ class DAAD(AnomalyDetector):
                 )
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma lies in [0, 1], got {gamma}")
-        if score_distance not in ("squared", "norm"):
-            raise ValueError(f"score_distance is 'squared' or 'norm', got {score_distance!r}")
-        if pixel_map not in ("error", "features"):
-            raise ValueError(f"pixel_map is 'error' or 'features', got {pixel_map!r}")
+        check_choice("score_distance", score_distance, "squared", "norm")
+        check_choice("pixel_map", pixel_map, "error", "features")
         if pixel_map == "features" and not discriminator:
             raise ValueError("pixel_map 'features' needs the discriminator")
         self.image_size = list(image_size)
@@ -323,9 +309,7 @@ class DAAD(AnomalyDetector):
 
     def detect(self, image: Tensor) -> AnomalyOutput:
         """See ``AnomalyDetector.detect``; the score is Eq. 7, or R(x) without a discriminator."""
-        self.check_input(image)
-        if list(image.shape[2:]) != self.image_size:
-            raise ValueError(f"the detector is made for images of {self.image_size}, got {image.shape[2:]}")
+        self.check_input(image, self.image_size)
         x = self.normalise(image)
         x_hat = self.generator(x).to(x.dtype)
         error = ((x - x_hat) ** 2).mean(dim=1, keepdim=True)

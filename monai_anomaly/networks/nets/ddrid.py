@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks import (
     ContrastInput,
     ContrastNormalization,
@@ -26,20 +27,50 @@ from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 __all__ = ["DDRID"]
 
 
-def square_side(image_size: int | Sequence[int]) -> int:
-    """The one side of ``image_size``; rejects rectangles, which a latent vector's decoder cannot make."""
-    if isinstance(image_size, int):
-        return image_size
-    sides = {int(side) for side in image_size}
-    if len(image_size) != 2 or len(sides) != 1:
-        raise ValueError(f"image_size must be square, got {list(image_size)}")
-    return sides.pop()
+class SquareDetector(AnomalyDetector):
+    """Base of the detectors of square images of one size, whose contrast is normalised first.
 
+    Args:
+        spatial_dims: 2.
+        in_channels: channels of the image.
+        image_size: its side, or both.
+        contrast: see ``ContrastNormalization``, as the next.
+        rescale: to [0, 1].
 
-def check_image_side(image: Tensor, side: int) -> None:
-    """Reject an image that is not of the size that the network was made for."""
-    if image.shape[2] != side or image.shape[3] != side:
-        raise ValueError(f"the network is made for images of {side} x {side}, got {image.shape[2:]}")
+    Raises:
+        ValueError: for three dimensions, or a rectangle, which a latent vector's decoder cannot make.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        image_size: int | Sequence[int],
+        contrast: str | None,
+        rescale: str | None,
+    ) -> None:
+        sides = [image_size, image_size] if isinstance(image_size, int) else [int(side) for side in image_size]
+        if len(sides) != 2 or sides[0] != sides[1]:
+            raise ValueError(f"image_size must be square, got {sides}")
+        super().__init__(spatial_dims, in_channels, size_divisor=sides[0])
+        if spatial_dims != 2:
+            raise ValueError(
+                f"{type(self).__name__} is two-dimensional (spatial_dims 2), got spatial_dims {spatial_dims}"
+            )
+        self.image_side = sides[0]
+        self.normalisation = ContrastNormalization(contrast, rescale)
+
+    def normalise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the networks see of an image: ``x``, ``offset`` and ``scale`` of ``ContrastNormalization``.
+
+        Args:
+            image: shape (B, C, S, S).
+
+        Raises:
+            ValueError: if channels or size do not fit the network.
+        """
+        self.check_input(image, [self.image_side, self.image_side])
+        return self.normalisation(image)
 
 
 def contrast_features(encoder: nn.Module, normalisation: ContrastNormalization) -> StagedFeatures:
@@ -49,7 +80,7 @@ def contrast_features(encoder: nn.Module, normalisation: ContrastNormalization) 
     return StagedFeatures(stages, 2 ** len(stages), ContrastInput(normalisation))
 
 
-class DDRID(AnomalyDetector):
+class DDRID(SquareDetector):
     """Dual Deep Reconstruction networks based Image Decomposition.
 
     Args:
@@ -118,28 +149,19 @@ class DDRID(AnomalyDetector):
         pixel_map: str = "template",
         encoder_bias: bool = True,
     ) -> None:
-        side = square_side(image_size)
-        super().__init__(spatial_dims, in_channels, size_divisor=side)
-        if spatial_dims != 2:
-            raise ValueError(f"DDRID is two-dimensional (spatial_dims 2), got spatial_dims {spatial_dims}")
-        known = {
-            "order": (order, ("NA", "AN")),
-            "score": (score, ("val", "latent", "restoration", "sum")),
-            "selection": (selection, ("paper", "standardised")),
-            "distance": (distance, ("squared", "euclidean")),
-            "pixel_map": (pixel_map, ("template", "restoration", "residual")),
-        }
-        for name, (value, values) in known.items():
-            if value not in values:
-                raise ValueError(f"{name} is one of {values}, got {value!r}")
-        self.image_side = side
+        super().__init__(spatial_dims, in_channels, image_size, contrast, rescale)
+        check_choice("order", order, "NA", "AN")
+        check_choice("score", score, "val", "latent", "restoration", "sum")
+        check_choice("selection", selection, "paper", "standardised")
+        check_choice("distance", distance, "squared", "euclidean")
+        check_choice("pixel_map", pixel_map, "template", "restoration", "residual")
+        side = self.image_side
         self.selects = score == "val"
         self.needs_held_out = self.selects
         self.standardised_selection = selection == "standardised"
         self.squared = distance == "squared"
         self.pixel_map = pixel_map
         self.centre_margin = centre_margin
-        self.normalisation = ContrastNormalization(contrast, rescale)
 
         def network() -> LatentAutoencoder:
             return LatentAutoencoder(
@@ -172,19 +194,6 @@ class DDRID(AnomalyDetector):
         else:
             pixels = self.residual_network(x)[0].abs()
         return AnomalyOutput(pixels.mean(dim=1, keepdim=True), anomaly_score, component * scale + offset)
-
-    def normalise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the networks see of an image: ``x``, ``offset`` and ``scale`` of ``ContrastNormalization``.
-
-        Args:
-            image: shape (B, C, S, S).
-
-        Raises:
-            ValueError: if channels or size do not fit the network.
-        """
-        self.check_input(image)
-        check_image_side(image, self.image_side)
-        return self.normalisation(image)
 
     def feature_encoder(self) -> nn.Module:
         """E_C as features of three levels: from an image to three maps, finest first."""

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks import (
-    ContrastNormalization,
     DCGANDecoder,
     DCGANEncoder,
     LatentAutoencoder,
     LeNetDecoder,
     LeNetEncoder,
 )
-from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
+from monai_anomaly.networks.detector import AnomalyOutput
 
-from .ddrid import check_image_side, contrast_features, square_side
+from .ddrid import SquareDetector, contrast_features
 
 __all__ = ["DCAE", "DeepSVDD"]
 
@@ -56,7 +56,7 @@ def _autoencoder(
     return LatentAutoencoder(encoder, decoder)
 
 
-class DCAE(AnomalyDetector):
+class DCAE(SquareDetector):
     """An autoencoder whose reconstruction error is the score.
 
     Args:
@@ -87,12 +87,8 @@ class DCAE(AnomalyDetector):
         contrast: str | None = "l1",
         rescale: str | None = "training",
     ) -> None:
-        side = square_side(image_size)
-        super().__init__(spatial_dims, in_channels, size_divisor=side)
-        if spatial_dims != 2:
-            raise ValueError(f"DCAE is two-dimensional (spatial_dims 2), got spatial_dims {spatial_dims}")
-        self.image_side = side
-        self.normalisation = ContrastNormalization(contrast, rescale)
+        super().__init__(spatial_dims, in_channels, image_size, contrast, rescale)
+        side = self.image_side
         self.autoencoder = _autoencoder(architecture, in_channels, side, channels, latent_channels, output_activation)
 
     def detect(self, image: Tensor) -> AnomalyOutput:
@@ -107,14 +103,8 @@ class DCAE(AnomalyDetector):
         """The encoder as features of three levels: from an image to three maps, finest first."""
         return contrast_features(self.autoencoder.encoder, self.normalisation)
 
-    def normalise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees of an image; see ``DDRID.normalise``."""
-        self.check_input(image)
-        check_image_side(image, self.image_side)
-        return self.normalisation(image)
 
-
-class DeepSVDD(AnomalyDetector):
+class DeepSVDD(SquareDetector):
     """Deep Support Vector Data Description: normals lie in a small sphere of the latent space.
 
     Args:
@@ -162,21 +152,15 @@ class DeepSVDD(AnomalyDetector):
         contrast: str | None = "l1",
         rescale: str | None = "training",
     ) -> None:
-        side = square_side(image_size)
-        super().__init__(spatial_dims, in_channels, size_divisor=side)
-        if spatial_dims != 2:
-            raise ValueError(f"DeepSVDD is two-dimensional (spatial_dims 2), got spatial_dims {spatial_dims}")
-        if objective not in ("one-class", "soft-boundary"):
-            raise ValueError(f"objective is 'one-class' or 'soft-boundary', got {objective!r}")
+        super().__init__(spatial_dims, in_channels, image_size, contrast, rescale)
+        check_choice("objective", objective, "one-class", "soft-boundary")
         if not 0.0 < nu <= 1.0:
             raise ValueError(f"nu lies in (0, 1], got {nu}")
-        if distance not in ("squared", "euclidean"):
-            raise ValueError(f"distance is 'squared' or 'euclidean', got {distance!r}")
-        self.image_side = side
+        check_choice("distance", distance, "squared", "euclidean")
+        side = self.image_side
         self.soft_boundary = objective == "soft-boundary"
         self.nu, self.centre_margin = nu, centre_margin
         self.squared = distance == "squared"
-        self.normalisation = ContrastNormalization(contrast, rescale)
         self.autoencoder = _autoencoder(architecture, in_channels, side, channels, latent_channels, output_activation)
         self.encoder = _encoder(architecture, in_channels, side, channels, latent_channels)
         self.register_buffer("centre", torch.zeros(self.encoder.to_latent.out_features))
@@ -200,12 +184,6 @@ class DeepSVDD(AnomalyDetector):
     def feature_encoder(self) -> nn.Module:
         """The encoder as features of three levels: from an image to three maps, finest first."""
         return contrast_features(self.encoder, self.normalisation)
-
-    def normalise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the networks see of an image; see ``DDRID.normalise``."""
-        self.check_input(image)
-        check_image_side(image, self.image_side)
-        return self.normalisation(image)
 
     def squared_distance(self, x: Tensor) -> Tensor:
         """||encoder(x) - c||^2, shape (B,), of normalised images."""

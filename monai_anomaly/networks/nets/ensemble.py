@@ -9,6 +9,7 @@ from typing import Any, List, Optional  # noqa: UP035 (TorchScript)
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput, make_detector
 
 __all__ = ["Ensemble"]
@@ -44,8 +45,7 @@ class Ensemble(AnomalyDetector):
     """
 
     def __init__(self, members: Sequence[Mapping[str, Any]], combine: str = "fisher") -> None:
-        if combine not in ("fisher", "max"):
-            raise ValueError(f"combine is 'fisher' or 'max', got {combine!r}")
+        check_choice("combine", combine, "fisher", "max")
         if len(members) < 2:
             raise ValueError(f"an ensemble has two members or more, got {len(members)}")
         detectors = [_made(member) for member in members]

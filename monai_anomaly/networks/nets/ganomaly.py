@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from monai_anomaly.exceptions import check_choice
+from monai_anomaly.networks.blocks.encoder_decoder import doubling, halving
 from monai_anomaly.networks.blocks.features import StagedFeatures, SymmetricRange
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
@@ -60,18 +62,7 @@ class _Features(nn.Sequential):
     def __init__(self, spatial_dims: int, in_channels: int, widths: Sequence[int]) -> None:
         super().__init__(
             *(
-                Convolution(
-                    spatial_dims,
-                    before,
-                    width,
-                    strides=2,
-                    kernel_size=4,
-                    padding=1,
-                    norm=None if i == 0 else "BATCH",
-                    act=_LEAKY,
-                    adn_ordering="NA",
-                    bias=False,
-                )
+                halving(spatial_dims, before, width, None if i == 0 else "BATCH", _LEAKY, bias=False)
                 for i, (before, width) in enumerate(zip([in_channels, *widths], widths))
             )
         )
@@ -94,26 +85,13 @@ class _Decoder(nn.Sequential):
 
     def __init__(self, spatial_dims: int, out_channels: int, widths: Sequence[int], latent_channels: int) -> None:
         back = [latent_channels, *reversed(widths), out_channels]
-        stages: list[nn.Module] = []
-        for i, (before, after) in enumerate(pairwise(back)):
-            last = i == len(widths)
-            stages.append(
-                Convolution(
-                    spatial_dims,
-                    before,
-                    after,
-                    strides=1 if i == 0 else 2,
-                    kernel_size=4,
-                    padding=0 if i == 0 else 1,
-                    output_padding=0,
-                    is_transposed=True,
-                    norm=None if last else "BATCH",
-                    act="TANH" if last else "RELU",
-                    adn_ordering="NA",
-                    bias=False,
-                )
+        layers = [("BATCH", "RELU")] * len(widths) + [(None, "TANH")]
+        super().__init__(
+            *(
+                doubling(spatial_dims, before, after, norm, act, bias=False, from_one=i == 0)
+                for i, ((before, after), (norm, act)) in enumerate(zip(pairwise(back), layers))
             )
-        super().__init__(*stages)
+        )
 
 
 class GANomalyGenerator(nn.Module):
@@ -216,8 +194,7 @@ class GANomaly(AnomalyDetector):
         score: str = "l1",
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=int(image_size[0]))
-        if score not in ("l1", "l2"):
-            raise ValueError(f"score is 'l1' or 'l2', got {score!r}")
+        check_choice("score", score, "l1", "l2")
         widths = pyramid(image_size, spatial_dims, channels)
         self.absolute = score == "l1"
         self.side = int(image_size[0])
@@ -250,8 +227,5 @@ class GANomaly(AnomalyDetector):
         Raises:
             ValueError: if channels or size do not fit the network.
         """
-        self.check_input(image)
-        for side in image.shape[2:]:
-            if side != self.side:
-                raise ValueError(f"the network is made for images with sides of {self.side}, got {image.shape[2:]}")
+        self.check_input(image, [self.side] * self.spatial_dims)
         return 2.0 * image - 1.0

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks.smoothing import GaussianFilter
 from monai_anomaly.networks.detector import AnomalyOutput
 from monai_anomaly.networks.frozen_encoder import FrozenEncoderDetector
@@ -155,21 +156,10 @@ class HFRAE(FrozenEncoderDetector):
         input_statistics: str | None = None,
         encoder_label: str = "random",
     ) -> None:
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            encoder,
-            encoder_channels,
-            source,
-            channel_rule,
-            input_statistics,
-            encoder_label,
-        )
+        super().__init__()
         channels = self.level_channels
-        if norm_over not in ("channels", "map"):
-            raise ValueError(f"norm_over is 'channels' or 'map', got {norm_over!r}")
-        if level_weights not in ("paper", "mean"):
-            raise ValueError(f"level_weights is 'paper' or 'mean', got {level_weights!r}")
+        check_choice("norm_over", norm_over, "channels", "map")
+        check_choice("level_weights", level_weights, "paper", "mean")
         if sigma < 0:
             raise ValueError(f"sigma is at least 0, got {sigma}")
         if any(size % 2 == 0 for size in kernel_sizes) or not kernel_sizes:

@@ -14,6 +14,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.utils import get_act_layer
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks.erasing import ErasingSet
 from monai_anomaly.networks.blocks.features import StagedFeatures, SymmetricRange
 from monai_anomaly.networks.blocks.resnet34 import RESNET34_CHANNELS, ResNet34Encoder
@@ -155,10 +156,8 @@ class ITAE(AnomalyDetector):
         restoration: str = "mean",
     ) -> None:
         super().__init__(spatial_dims, in_channels)
-        if test_error not in ("l1", "l2"):
-            raise ValueError(f"test_error is 'l1' or 'l2', got {test_error!r}")
-        if restoration not in ("mean", "first"):
-            raise ValueError(f"restoration is 'mean' or 'first', got {restoration!r}")
+        check_choice("test_error", test_error, "l1", "l2")
+        check_choice("restoration", restoration, "mean", "first")
         if erasing is None:
             erasing = ["gray", "rotation"] if in_channels > 1 else ["rotation"]
         if isinstance(erasing, str):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks.features import StagedFeatures, SymmetricRange
 from monai_anomaly.networks.blocks.memory import ShrinkageMemory
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
@@ -84,14 +85,9 @@ class MemAE(AnomalyDetector):
         distance: str = "squared",
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=2 ** len(channels) if image_size is None else 1)
-        known = {
-            "activation": (activation, ("relu", "leakyrelu")),
-            "addressing": (addressing, ("position", "image")),
-            "distance": (distance, ("squared", "absolute")),
-        }
-        for name, (value, values) in known.items():
-            if value not in values:
-                raise ValueError(f"{name} is one of {values}, got {value!r}")
+        check_choice("activation", activation, "relu", "leakyrelu")
+        check_choice("addressing", addressing, "position", "image")
+        check_choice("distance", distance, "squared", "absolute")
         back = list(channels)[-2::-1] if decoder_channels is None else list(decoder_channels)
         if len(back) != len(channels) - 1:
             raise ValueError(f"decoder_channels has one width fewer than channels, got {back} for {list(channels)}")
@@ -140,9 +136,7 @@ class MemAE(AnomalyDetector):
 
     def detect(self, image: Tensor) -> AnomalyOutput:
         """See ``AnomalyDetector.detect`` and ``reconstruction_output``."""
-        self.check_input(image)
-        if self.sized and list(image.shape[2:]) != self.image_size:
-            raise ValueError(f"the network is made for images of {self.image_size}, got {image.shape[2:]}")
+        self.check_input(image, self.image_size if self.sized else None)
         return reconstruction_output(image, self.reconstruct(image)[0], self.squared)
 
     def feature_encoder(self) -> nn.Module:

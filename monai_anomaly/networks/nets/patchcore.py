@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_anomaly.calibration.fitted import FittedBuffers
-from monai_anomaly.exceptions import InputError
+from monai_anomaly.exceptions import InputError, check_choice
 from monai_anomaly.networks.blocks.smoothing import GaussianFilter
 from monai_anomaly.networks.detector import AnomalyOutput
 from monai_anomaly.networks.frozen_encoder import FrozenEncoderDetector
@@ -89,24 +89,14 @@ class PatchCore(FrozenEncoderDetector):
         input_statistics: str | None = None,
         encoder_label: str = "random",
     ) -> None:
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            encoder,
-            encoder_channels,
-            source,
-            channel_rule,
-            input_statistics,
-            encoder_label,
-        )
+        super().__init__()
         if list(levels) != sorted(set(levels)) or not levels or levels[0] < 1 or levels[-1] > len(self.level_channels):
             raise ValueError(f"levels are 1 to {len(self.level_channels)}, finest first, got {list(levels)}")
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(f"patch_size is odd, got {patch_size}")
         if not 0 < coreset <= 1:
             raise ValueError(f"coreset is a share above 0 and at most 1, got {coreset}")
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"distance is 'euclidean' or 'cosine', got {distance!r}")
+        check_choice("distance", distance, "euclidean", "cosine")
         if min(most_items, most_candidates, neighbours) < 1:
             raise ValueError("most_items, most_candidates and neighbours are at least 1")
         if sigma < 0:

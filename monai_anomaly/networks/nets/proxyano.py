@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.blocks import EncoderDecoder, NearestMemory, ShrinkageMemory, StridedDecoder, StridedEncoder
 from monai_anomaly.networks.blocks.smoothing import GaussianFilter, MedianFilter
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
@@ -109,8 +110,7 @@ class ProxyAno(AnomalyDetector):
         sigma: float = 0.0,
     ) -> None:
         super().__init__(spatial_dims, in_channels, size_divisor=2 ** len(channels))
-        if score_space not in ("latent", "image", "map"):
-            raise ValueError(f"score_space is 'latent', 'image' or 'map', got {score_space!r}")
+        check_choice("score_space", score_space, "latent", "image", "map")
         bank: nn.Module | None = None
         if memory == "nearest":
             bank = NearestMemory(num_items, latent_channels, decay, commitment, restart_below)

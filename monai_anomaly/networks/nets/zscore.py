@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from monai_anomaly.exceptions import check_choice
 from monai_anomaly.networks.detector import AnomalyDetector, AnomalyOutput
 
 __all__ = ["ZScore"]
@@ -64,14 +65,14 @@ class ZScore(AnomalyDetector):
         super().__init__(spatial_dims, in_channels)
         if len(image_size) != spatial_dims:
             raise ValueError(f"image_size has {spatial_dims} numbers, got {list(image_size)}")
-        if sign not in ("both", "bright", "dark"):
-            raise ValueError(f"sign is 'both', 'bright' or 'dark', got {sign!r}")
+        check_choice("sign", sign, "both", "bright", "dark")
         if least_std <= 0:
             raise ValueError(f"least_std is above 0, got {least_std}")
         if not 0 <= quantile <= 1:
             raise ValueError(f"quantile is between 0 and 1, got {quantile}")
         self.sign, self.least_std = sign, least_std
-        shape = [in_channels, *(int(side) for side in image_size)]
+        self.image_size = [int(side) for side in image_size]
+        shape = [in_channels, *self.image_size]
         # rounded first: (1 - 0.99) * 100 is a little more than 1 in floating point
         self.rank = max(1, math.ceil(round((1.0 - quantile) * math.prod(shape[1:]), 6)))
         self.register_buffer("mean", torch.zeros(shape))
@@ -82,8 +83,7 @@ class ZScore(AnomalyDetector):
 
     def detect(self, image: Tensor) -> AnomalyOutput:
         """See ``AnomalyDetector.detect``."""
-        self.check_input(image)
-        self._check_size(image)
+        self.check_input(image, self.image_size)
         z = (image - self.mean) / self.std
         if self.sign == "both":
             z = z.abs()
@@ -93,10 +93,6 @@ class ZScore(AnomalyDetector):
         flat = anomaly_map.flatten(1)
         anomaly_score = torch.topk(flat, self.rank, dim=1).values[:, -1]
         return AnomalyOutput(anomaly_map, anomaly_score, self.mean.expand(image.shape))
-
-    def _check_size(self, image: Tensor) -> None:
-        if list(image.shape[2:]) != list(self.mean.shape[1:]):
-            raise ValueError(f"the statistics are of images of {self.mean.shape[1:]}, got {image.shape[2:]}")
 
     @torch.jit.unused
     def fit_statistics(self, training: Iterable[Tensor], held_out: Iterable[Tensor]) -> None:
@@ -109,8 +105,7 @@ class ZScore(AnomalyDetector):
         mean = torch.zeros(self.mean.shape, dtype=torch.float64)
         squares = torch.zeros_like(mean)  # summed squared deviations from the running mean
         for batch in training:
-            self.check_input(batch)
-            self._check_size(batch)
+            self.check_input(batch, self.image_size)
             for image in batch.double().cpu():
                 count += 1
                 delta = image - mean
