@@ -428,7 +428,7 @@ def measurement_report(
     return _without_equipment(report)
 
 
-def _outlines(source: DicomSource, numbers: np.ndarray, lesion: int, box: Sequence[slice], full: bool) -> Iterator[Any]:
+def _outlines(source: DicomSource, numbers: np.ndarray, lesion: int, box: Any, full: bool) -> Iterator[Any]:
     """The outlines of a lesion, which lies in a box, in every slice or in that where most of it is."""
     import highdicom as hd
     from scipy.ndimage import binary_fill_holes
