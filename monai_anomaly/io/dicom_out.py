@@ -33,7 +33,7 @@ MASK_RGB = (86, 212, 255)
 # Lesions of one report: voxel-wise masks may have thousands of single voxels.
 MOST_LESIONS = 100
 # Outlines of one report, beyond which lesions are outlined in one slice: each takes highdicom hundredths of a second.
-_MOST_OUTLINES = 200
+_MOST_OUTLINES = 50
 _RESEARCH = "Research use only, not for diagnosis"
 # Attributes of patient and study that must be there but may be empty (PS3.3, C.7.1.1 and C.7.2.1).
 _MAY_BE_EMPTY = (
