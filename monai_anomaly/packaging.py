@@ -348,10 +348,7 @@ def _page(
             f"| {row.level} | {row.metric} | {_number(row.value)} | {_interval(row)} | {row.n} |" for row in figures
         ]
         performance = ["| level | metric | value | 95 % interval | n |", "|---|---|---|---|---|", *rows]
-        performance += [
-            "",
-            "On test scans of other patients; n: scans, pixels; `best_dice`: an oracle over thresholds.",
-        ]
+        performance += ["", "On test scans of other patients; n: scans or pixels; `best_dice`: an oracle."]
     else:
         performance = ["Not evaluated."]
     least = f"{1 / (patients + 1):.3g}" if patients else ""

@@ -32,6 +32,8 @@ __all__ = [
 MASK_RGB = (86, 212, 255)
 # Lesions of one report: voxel-wise masks may have thousands of single voxels.
 MOST_LESIONS = 100
+# Outlines of one report, beyond which lesions are outlined in one slice: each takes highdicom hundredths of a second.
+_MOST_OUTLINES = 50
 _RESEARCH = "Research use only, not for diagnosis"
 # Attributes of patient and study that must be there but may be empty (PS3.3, C.7.1.1 and C.7.2.1).
 _MAY_BE_EMPTY = (
@@ -336,10 +338,12 @@ def measurement_report(
 
     Returns:
         A Comprehensive SR, with UIDs of its own. All lesions together refer to the segment, each alone to its outlines
-        in the images (without holes), and its name says where its peak is in the patient.
+        in the images (without holes; of many lesions the later ones in one image each), and its name says where its
+        peak is in the patient.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
+    from scipy.ndimage import find_objects
 
     none, millilitre = codes.UCUM.NoUnits, hd.sr.CodedConcept("ml", "UCUM", "milliliter")
     p_name = hd.sr.CodedConcept("C44185", "NCIt", "P-Value")
@@ -383,6 +387,7 @@ def measurement_report(
             referenced_segment=whole,
         ),
     ]
+    boxes, outlined = find_objects(numbers, MOST_LESIONS), 0
     for row in lesions[:MOST_LESIONS]:
         name = f"Anomaly {row['lesion']}"
         if source.has_place:
@@ -395,7 +400,8 @@ def measurement_report(
             *measured(_code("anomaly_peak", "Peak of the anomaly map"), row["peak"]),
             *measured(p_name, row["p_value"]),
         ]
-        outlines = list(_outlines(source, numbers == row["lesion"]))
+        outlines = list(_outlines(source, numbers, row["lesion"], boxes[row["lesion"] - 1], outlined < _MOST_OUTLINES))
+        outlined += len(outlines)
         groups.append(lesion_group(name, measurements, referenced_regions=outlines))
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=hd.UID(), name="monai_anomaly", manufacturer_name="MONAI", model_name=identity.name
@@ -422,22 +428,25 @@ def measurement_report(
     return _without_equipment(report)
 
 
-def _outlines(source: DicomSource, part: np.ndarray) -> Iterator[Any]:
-    """The outlines of a lesion (columns, rows, slices) in the images: half a pixel around its outermost pixels."""
+def _outlines(source: DicomSource, numbers: np.ndarray, lesion: int, box: Any, full: bool) -> Iterator[Any]:
+    """The outlines of a lesion, which lies in a box, in every slice or in that where most of it is."""
     import highdicom as hd
     from scipy.ndimage import binary_fill_holes
     from skimage.measure import find_contours
 
-    for index in np.flatnonzero(part.any(axis=(0, 1))).tolist():
+    part = numbers[box] == lesion
+    pixels = part.sum(axis=(0, 1))
+    for depth in np.flatnonzero(pixels).tolist() if full else [int(pixels.argmax())]:
+        index = box[2].start + depth
         reference = _reference(source.header(index), source.slices[index].frame)
         frame = reference.get("ReferencedFrameNumber")
         image = hd.sr.SourceImageForRegion(
             reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID, None if frame is None else [frame]
         )
-        plane = np.pad(binary_fill_holes(part[:, :, index]), 1)
+        plane = np.pad(binary_fill_holes(part[:, :, depth]), 1)
         for contour in find_contours(plane.astype(np.float64), 0.5, fully_connected="high"):
-            # the centre of the first pixel, 1 of the padded plane, is at .5
-            yield hd.sr.ImageRegion("POLYLINE", contour - 0.5, image)
+            # half a pixel around the outermost ones; the centre of the first, 1 of the padded plane, is at .5
+            yield hd.sr.ImageRegion("POLYLINE", contour - 0.5 + [box[0].start, box[1].start], image)
 
 
 def _parameters(identity: DetectorIdentity) -> dict[str, str]:
