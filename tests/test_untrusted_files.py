@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import tempfile
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -189,6 +190,23 @@ def inflated_nrrd(path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:Image size")
 def test_what_a_file_cannot_hold_is_refused_before_it_is_made(write: Callable[[Path], Path], tmp_path: Path) -> None:
     assert "the header states" in refusal(write(tmp_path))
+
+
+def test_samples_that_do_not_fit_their_bits_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    tifffile.imwrite(path, np.zeros((12, 14, 3), np.uint8), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        tags = file.pages.first.tags
+        places = {tags["SamplesPerPixel"].valueoffset: 65535, tags["BitsPerSample"].valueoffset: 16}
+    content = bytearray(path.read_bytes())
+    for place, value in places.items():
+        content[place : place + 2] = struct.pack("<H", value)
+    path.write_bytes(content)
+    tracemalloc.start()
+    refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_images_beyond_the_limit_of_pixels(tmp_path: Path) -> None:

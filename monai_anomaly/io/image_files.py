@@ -120,7 +120,9 @@ def check_tiff(path: Path) -> None:
         check_pixels(path, pixels)
         ratio, size = _TIFF_RATIOS.get(int(page.compression)), check_readable(path)
         if ratio is not None:
-            check_holds(path, pixels * page.bitspersample * page.samplesperpixel // 8, ratio * size)
+            bits = page.bitspersample  # a tuple where the samples differ
+            bits = sum(bits) if isinstance(bits, tuple) else bits * page.samplesperpixel
+            check_holds(path, pixels * bits // 8, ratio * size)
         if ratio == DEFLATE_RATIO:  # libtiff passes over the checksums
             if sum(page.databytecounts) > size:
                 raise ValueError("its strips are longer than the file")
