@@ -41,8 +41,8 @@ def evaluate(models: Path, data: engines.TrainingData, output: Path) -> FigureTa
         postprocessing=Compose(
             [
                 engines.LoadReferenced(),
-                engines.ToScanVoxelsd(preprocessing),
                 engines.RunBaselinesd(baselines, preprocessing),
+                engines.ToScanVoxelsd(preprocessing),
             ]
         ),
         val_handlers=[engines.MetricsHandler(output, network, None, baselines)],

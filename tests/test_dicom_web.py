@@ -28,6 +28,7 @@ from test_dicom import PIXELS, series, write
 
 from monai_anomaly.engines import StoreDicomd, scans_of
 from monai_anomaly.io.dicom_web import PASSWORD, TOKEN, USER, fetch_series
+from monai_anomaly.io.series import SeriesFit
 
 pytest.importorskip("dicomweb_client", reason='DICOMweb needs pip install "monai-anomaly[dicom]"')
 pytest_plugins = ["bundle_fixtures"]
@@ -150,8 +151,8 @@ def test_the_only_scan_of_a_study_is_read(pacs: Pacs, tmp_path: Path) -> None:
         other.StudyInstanceUID = study
         pacs.instances.append(other)
     folder = tmp_path / "dicom_web"
-    assert scans_of("ignored", pacs.url, study, None, tmp_path) == folder
-    assert scans_of("a/folder", None, None, None, tmp_path) == "a/folder"
+    assert scans_of("ignored", pacs.url, study, None, tmp_path, SeriesFit()) == folder
+    assert scans_of("a/folder", None, None, None, tmp_path, SeriesFit()) == "a/folder"
     files = sorted((folder / uid).iterdir())
     assert len(files) == len(PIXELS)
     for path, sent in zip(files, pacs.instances):

@@ -388,8 +388,8 @@ def test_files_of_others_are_no_end(tmp_path: Path) -> None:
     folder.chmod(0)
     as_root = os.geteuid() == 0
     if as_root:
-        for above in (tmp_path, *tmp_path.parents[:2]):
-            above.chmod(0o755)
+        for above in list(tmp_path.parents)[:-1] + [tmp_path]:
+            above.chmod(above.stat().st_mode | 0o055)
         os.seteuid(65534)
     try:
         for unreadable in (path, folder):
