@@ -388,7 +388,7 @@ def test_files_of_others_are_no_end(tmp_path: Path) -> None:
     folder.chmod(0)
     as_root = os.geteuid() == 0
     if as_root:
-        for above in list(tmp_path.parents)[:-1] + [tmp_path]:
+        for above in [*list(tmp_path.parents)[:-1], tmp_path]:
             above.chmod(above.stat().st_mode | 0o055)
         os.seteuid(65534)
     try:
