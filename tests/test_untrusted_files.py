@@ -117,6 +117,19 @@ def test_dicom_with_other_pixels_than_it_states(syntax: str | None, rows: int, c
     refusal(tmp_path / "a.dcm")
 
 
+def test_a_frame_that_states_more_pixels_than_the_header_takes_no_memory(tmp_path: Path) -> None:
+    dataset = image(np.add.outer(np.arange(64), np.arange(60)))
+    dataset.compress(JPEG2000Lossless)
+    # rows in the marker of the image's size, behind the columns
+    place = dataset.PixelData.index(b"\xff\x4f\xff\x51") + 12
+    pixels = bytearray(dataset.PixelData)
+    assert pixels[place : place + 4] == struct.pack(">I", 64)
+    pixels[place : place + 4] = struct.pack(">I", 1_000_000)
+    dataset.PixelData = bytes(pixels)
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert "a frame has 60 x 1000000 pixels, the header states 60 x 64" in refusal(tmp_path / "a.dcm")
+
+
 @pytest.mark.parametrize("syntax", [None, RLELossless])
 def test_dicom_with_more_frames_than_its_header_says(syntax: str | None, tmp_path: Path) -> None:
     dataset = image(PIXELS[:3])

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -278,6 +279,8 @@ class DICOMSeriesReader(ImageReader):
             syntax = dataset.file_meta.get("TransferSyntaxUID")
             try:
                 frame = part.frame if _number_of_frames(self._where, dataset) > 1 else None
+                if syntax is not None and syntax.is_compressed:
+                    _check_frame_size(self._where, dataset, part.frame)
                 pixels = pixel_array(dataset, index=frame)
                 if syntax == RLELossless:
                     _check_runs(self._where, dataset, part.frame)
@@ -383,6 +386,22 @@ def _check_pixel_bytes(where: Path, dataset: Dataset) -> None:
         differ = not stated <= held < stated + max(line, 2)
     if differ:
         problem = f"the header states {stated} {what} of pixel data, the file holds {held}"
+        raise InputError(where, problem, "Export the series again.")
+
+
+def _check_frame_size(where: Path, dataset: Dataset, frame: int) -> None:
+    """Check the size that a JPEG or JPEG 2000 image states itself, before a decoder makes it."""
+    from PIL import Image, UnidentifiedImageError
+    from pydicom.encaps import get_frame
+
+    content = get_frame(dataset.PixelData, frame, number_of_frames=_number_of_frames(where, dataset))
+    try:
+        with Image.open(BytesIO(content), formats=("JPEG", "JPEG2000")) as image:
+            size = image.size
+    except (UnidentifiedImageError, SyntaxError):
+        return  # another codec, or one that Pillow does not read
+    if size != (dataset.Columns, dataset.Rows):
+        problem = f"a frame has {size[0]} x {size[1]} pixels, the header states {dataset.Columns} x {dataset.Rows}"
         raise InputError(where, problem, "Export the series again.")
 
 
