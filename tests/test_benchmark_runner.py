@@ -195,6 +195,12 @@ def test_a_claim_of_a_dead_process_is_free(tmp_path: Path) -> None:
         assert ours
 
 
+def test_a_folder_that_cannot_be_made_is_no_claim_of_another(tmp_path: Path) -> None:
+    (tmp_path / "u").write_text("a file")
+    with pytest.raises(InputError), claim(tmp_path / "u"):
+        pass
+
+
 def test_half_a_line_costs_one_line(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     row = dict.fromkeys(("suite", "set", "problem", "method", "seed", "scale"), "x")

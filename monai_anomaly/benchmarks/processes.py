@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from monai_anomaly.exceptions import InputError
-from monai_anomaly.io.lock import folder_lock
+from monai_anomaly.io.lock import InUseError, folder_lock
 
 __all__ = ["claim", "process_share", "wait_for_other_ranks"]
 
@@ -51,11 +51,14 @@ def claim(folder: Path) -> Iterator[bool]:
 
     Yields:
         Whether it is ours until the block ends.
+
+    Raises:
+        InputError: if the folder cannot be written.
     """
     with ExitStack() as held:
         try:
             held.enter_context(folder_lock(folder, ".claim"))
             ours = True
-        except InputError:
+        except InUseError:
             ours = False
         yield ours

@@ -22,12 +22,16 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["folder_lock", "this_process"]
+__all__ = ["InUseError", "folder_lock", "this_process"]
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a killed process's workers may take to notice.
 _PATIENCE = 20.0
+
+
+class InUseError(InputError):
+    """Another process holds the folder."""
 
 
 def this_process() -> dict[str, Any]:
@@ -46,7 +50,8 @@ def folder_lock(folder: str | Path, name: str = ".lock", shared: bool = False) -
         shared: several may hold it so at once, but none of them with one that does not share.
 
     Raises:
-        InputError: if another process holds it; names its host, its id and its start.
+        InUseError: if another process holds it; names its host, its id and its start.
+        InputError: if it cannot be made or written.
     """
     path = ensure_writable(folder) / name
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -82,7 +87,7 @@ def _take(handle: int, path: Path, shared: bool) -> None:
         if time.monotonic() > deadline or not _is_gone(holder):
             by = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('start')}"
             problem = f"another run writes into it ({by})"
-            raise InputError(path.parent, problem, "Wait for it, end it, or choose another output folder.")
+            raise InUseError(path.parent, problem, "Wait for it, end it, or choose another output folder.")
         time.sleep(0.1)
 
 
