@@ -391,15 +391,15 @@ def _check_pixel_bytes(where: Path, dataset: Dataset) -> None:
 
 def _check_frame_size(where: Path, dataset: Dataset, frame: int) -> None:
     """Check the size that a JPEG or JPEG 2000 image states itself, before a decoder makes it."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from pydicom.encaps import get_frame
 
     content = get_frame(dataset.PixelData, frame, number_of_frames=_number_of_frames(where, dataset))
     try:
         with Image.open(BytesIO(content), formats=("JPEG", "JPEG2000")) as image:
             size = image.size
-    except (UnidentifiedImageError, SyntaxError):
-        return  # another codec, or one that Pillow does not read
+    except (OSError, SyntaxError):
+        return  # another codec, or one that Pillow does not read: the decoder decides
     if size != (dataset.Columns, dataset.Rows):
         problem = f"a frame has {size[0]} x {size[1]} pixels, the header states {dataset.Columns} x {dataset.Rows}"
         raise InputError(where, problem, "Export the series again.")
