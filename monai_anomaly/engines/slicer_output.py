@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
+from monai_anomaly.io.image_files import display_window
 from monai_anomaly.io.slicer_out import open_in_slicer, write_segmentation
 from monai_anomaly.metrics import lesion_table
 from monai_anomaly.networks import AnomalyDetector
@@ -18,9 +19,6 @@ from monai_anomaly.networks import AnomalyDetector
 __all__ = ["SaveSlicerd"]
 
 logger = logging.getLogger(__name__)
-
-# As in overview.png.
-_WINDOW_PERCENTILES = (0.5, 99.5)
 
 
 class SaveSlicerd(Transform):
@@ -53,7 +51,7 @@ class SaveSlicerd(Transform):
         if mask is not None:
             rows = lesion_table(anomaly_map, mask, affine, self.calibration.map_p_value)
             write_segmentation(case / "anomaly_mask.seg.nrrd", mask, affine, rows)
-        low, high = np.percentile(scan[0].numpy(), _WINDOW_PERCENTILES)
+        low, high = display_window(scan[0].numpy())
         highest = float(anomaly_map.max())
         threshold = data.get("mask_settings", {}).get("threshold")
         top = 2 * threshold if threshold else highest or 1.0

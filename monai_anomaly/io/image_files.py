@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_pixels",
     "check_tiff",
+    "display_window",
     "list_pictures",
     "natural_key",
     "open_picture",
@@ -39,6 +40,24 @@ _CONVERSIONS = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB", "
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM")
 # TIFF compressions that hold a bounded number of bytes in one: none, LZW (4,096 in 12 bits), deflate, PackBits.
 _TIFF_RATIOS = {1: 1, 5: 2731, 8: DEFLATE_RATIO, 32946: DEFLATE_RATIO, 32773: 64}
+# What gray images are shown between: the usual percentiles against single bright voxels.
+_WINDOW_PERCENTILES = (0.5, 99.5)
+# Of larger volumes these are taken of every second, third, ... voxel.
+_WINDOW_VOXELS = 1 << 20
+
+
+def display_window(values: np.ndarray) -> tuple[float, float]:
+    """The values of a gray scan that are shown black and white.
+
+    Args:
+        values: any shape, finite.
+
+    Returns:
+        The 0.5th and the 99.5th percentile, of more than a million values an estimate.
+    """
+    flat = values.ravel()
+    low, high = np.percentile(flat[:: 1 + flat.size // _WINDOW_VOXELS], _WINDOW_PERCENTILES)
+    return float(low), float(high)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from monai_anomaly.io.dicom_out import MASK_RGB
-
-from .overview import WINDOW_PERCENTILES
+from monai_anomaly.io.image_files import display_window
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -45,7 +44,7 @@ def overlay_pictures(
     raw = np.asarray(scan)
     if len(raw) != 3 or raw.shape[-1] != 1:
         raw = raw[:1]  # of several channels the first; colour is one slice of three
-    low, high = map(float, np.percentile(raw, WINDOW_PERCENTILES if len(raw) == 1 else (0, 100)))
+    low, high = display_window(raw) if len(raw) == 1 else (float(raw.min()), float(raw.max()))
     width = np.float32(max(high - low, float(np.finfo(np.float32).tiny)))
     colours = colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)
     for index in range(raw.shape[-1]):

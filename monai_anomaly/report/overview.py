@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from monai_anomaly.io.atomic import atomic_path
+from monai_anomaly.io.image_files import display_window
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-__all__ = ["WINDOW_PERCENTILES", "ScanView", "draw_overview"]
+__all__ = ["ScanView", "draw_overview"]
 
 # World axis (right, anterior, superior) along which the slices of a plane are stacked.
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 # Rows nearer to each other than a common clinical slice thickness would show the same finding again.
 _ROW_DISTANCE_MM = 5.0
-# Window of the gray images: the usual percentiles against single bright voxels.
-WINDOW_PERCENTILES = (0.5, 99.5)
-# Of larger volumes these are taken of every second, third, ... voxel.
-_WINDOW_VOXELS = 1 << 20
 # The page, in inches: a panel's long side, margins that hold title, row labels and colour bar, and the least
 # cell that holds a column's title and a row's label.
 _PANEL_INCHES = 2.5
@@ -155,9 +152,7 @@ class ScanView:
         if self.picture:
             shown = scan if len(scan) == 3 else scan[0]
             return float(shown.min()), float(shown.max())
-        values = scan[0].ravel()
-        low, high = np.percentile(values[:: 1 + values.size // _WINDOW_VOXELS], WINDOW_PERCENTILES)
-        return float(low), float(high)
+        return display_window(scan[0])
 
     def shades(self, array: np.ndarray, slices: Any, window: tuple[float, float]) -> np.ndarray:
         """Slices of a scan, (C, X, Y, Z), in [0, 1]: (..., rows, columns[, colour])."""

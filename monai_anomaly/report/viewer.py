@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from monai_anomaly.exceptions import InputError
+from monai_anomaly.io.image_files import display_window
 from monai_anomaly.io.weights import download_weights
-
-from .overview import WINDOW_PERCENTILES
 
 __all__ = ["niivue_script", "viewer_page"]
 
@@ -88,7 +87,7 @@ def viewer_page(
     from markupsafe import Markup
 
     factors = _block(scan.shape)
-    low, high = np.percentile(scan, WINDOW_PERCENTILES)
+    low, high = display_window(scan)
     coarse, found = (_reduced(array, factors, how) for array, how in ((scan, np.mean), (anomaly_map, np.max)))
     placed = affine @ np.diag([*map(float, factors), 1.0])
     placed[:3, 3] = (affine @ [*((np.array(factors) - 1) / 2), 1.0])[:3]
